@@ -1,0 +1,37 @@
+"""Aborts that are never lost, and results you can await, for Celery on PostgreSQL."""
+
+from aioabort.exceptions import (
+    AioabortError,
+    ClientClosed,
+    InvalidRequest,
+    ResultsElsewhere,
+    StoreError,
+    StoreUnavailable,
+    TaskAborted,
+    WaitTimeout,
+)
+from aioabort.producer.client import AbortClient
+from aioabort.producer.result import AbortableAsyncResult
+from aioabort.records import ABORTED, AbortReceipt, AbortRequest, TaskSnapshot
+from aioabort.task import AbortableTask
+from aioabort.worker.token import AbortToken, current_token
+
+__all__ = [
+    "ABORTED",
+    "AbortClient",
+    "AbortReceipt",
+    "AbortRequest",
+    "AbortToken",
+    "AbortableAsyncResult",
+    "AbortableTask",
+    "AioabortError",
+    "ClientClosed",
+    "InvalidRequest",
+    "ResultsElsewhere",
+    "StoreError",
+    "StoreUnavailable",
+    "TaskAborted",
+    "TaskSnapshot",
+    "WaitTimeout",
+    "current_token",
+]

@@ -1,0 +1,78 @@
+"""What can go wrong, in one tree.
+
+AioabortError
+├── TaskAborted          the task was asked to stop, and stopped (also TaskRevokedError)
+├── WaitTimeout          the task did not end in time (also TimeoutError)
+├── InvalidRequest       a task id, reason or name that cannot be stored (also ValueError)
+├── ClientClosed         a client used before it was opened or after it was closed
+├── ResultsElsewhere     the result is not kept in PostgreSQL and cannot be awaited
+└── StoreError           PostgreSQL refused: rights, a missing table, a wrong name
+    └── StoreUnavailable PostgreSQL cannot be reached at present (also ConnectionError)
+
+A configuration that cannot work raises Celery's own ImproperlyConfigured.
+"""
+
+import builtins
+
+from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+
+
+class AioabortError(Exception):
+    """The root of all errors of this package."""
+
+
+class TaskAborted(AioabortError, TaskRevokedError):
+    """The task was asked to stop, and stopped.
+
+    Raised in the task by ``raise_if_aborted()``, and to those who await its result.
+    All three facts are its ``args``: that is how Celery's serializers carry it.
+    """
+
+    def __init__(
+        self,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        task_id: str | None = None,
+    ) -> None:
+        super().__init__(reason, requested_by, task_id)
+        self.reason = reason
+        self.requested_by = requested_by
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        task = f"Task {self.task_id!r}" if self.task_id else "The task"
+        by = f" by {self.requested_by}" if self.requested_by else ""
+        return f"{task} was aborted{by}" + (f": {self.reason}" if self.reason else "")
+
+
+class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
+    """The task did not end within the time given to ``wait()``; it may still run."""
+
+    def __init__(self, task_id: str, timeout: float, trouble: str = "") -> None:
+        super().__init__(
+            f"Task {task_id!r} did not end within {timeout:g} s"
+            + (f", and PostgreSQL could not be asked: {trouble}" if trouble else "")
+        )
+        self.task_id = task_id
+        self.timeout = timeout
+
+
+class InvalidRequest(AioabortError, ValueError):
+    """A task id, a reason or a name that PostgreSQL could not store."""
+
+
+class ClientClosed(AioabortError, RuntimeError):
+    """The client was used before it was opened or after it was closed."""
+
+
+class ResultsElsewhere(AioabortError, NotImplementedError):
+    """The task's result is not kept in PostgreSQL, so it cannot be awaited here."""
+
+
+class StoreError(AioabortError):
+    """PostgreSQL refused a statement; trying again will not help."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """PostgreSQL cannot be reached at present; a later try may succeed."""

@@ -1,0 +1,1 @@
+"""All that knows SQL or asyncpg: the schema, the statements, connections, LISTEN."""

@@ -1,0 +1,20 @@
+-- Two processes that create a table at once fail on the catalogue's own unique index,
+-- IF NOT EXISTS or not; the lock ends with the transaction.
+SELECT pg_advisory_xact_lock(5279114);
+
+-- The requests to abort, one row a task. Celery's own tables are not touched.
+CREATE TABLE IF NOT EXISTS {request} (
+    task_id      varchar(155) PRIMARY KEY,
+    requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at   timestamptz NOT NULL,
+    reason       text CHECK (octet_length(reason) <= 4096),
+    requested_by text,
+    kill_at      timestamptz,
+    seen_at      timestamptz,
+    seen_by      text,
+    outcome      text,
+    outcome_at   timestamptz
+) WITH (fillfactor = 80);
+
+-- For cleanup only.
+CREATE INDEX IF NOT EXISTS aioabort_request_expires_at ON {request} (expires_at);

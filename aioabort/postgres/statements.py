@@ -1,0 +1,158 @@
+"""Every SQL statement, named; ``{task}`` is Celery's table, ``{request}`` ours.
+
+The statements that end in ``_ALONE`` are for results that are kept elsewhere, where
+there is no row of Celery's to look at.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+# Celery's row and ours change in one statement, under the lock of Celery's row: a
+# task that ends at the same instant keeps its result or is asked to stop, never both.
+# The order of the ids keeps two overlapping requests from deadlocking.
+REQUEST: Final = """
+    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up
+    WITH asked AS (
+        SELECT DISTINCT task_id FROM unnest($1::text[]) AS ids (task_id)
+    ), marked AS (
+        INSERT INTO {task} AS t (id, task_id, status, date_done)
+        SELECT nextval({sequence}), task_id, 'ABORTED', now() AT TIME ZONE 'utc'
+        FROM asked
+        ORDER BY task_id
+        ON CONFLICT (task_id) DO UPDATE SET status = 'ABORTED'
+        WHERE coalesce(t.status, 'PENDING') NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
+        RETURNING t.task_id
+    )
+    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at)
+    SELECT task_id, $2, $3, now() + make_interval(secs => $4)
+    FROM marked
+    ORDER BY task_id
+    ON CONFLICT (task_id) DO UPDATE
+    SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
+        reason = excluded.reason, requested_by = excluded.requested_by,
+        kill_at = NULL, seen_at = NULL, seen_by = NULL,
+        outcome = NULL, outcome_at = NULL
+    WHERE r.outcome IS NOT NULL
+    RETURNING task_id, requested_at, reason, requested_by,
+              seen_at, seen_by, outcome, outcome_at
+"""
+
+REQUEST_ALONE: Final = """
+    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up
+    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at)
+    SELECT DISTINCT ids.task_id, $2, $3, now() + make_interval(secs => $4)
+    FROM unnest($1::text[]) AS ids (task_id)
+    ORDER BY ids.task_id
+    ON CONFLICT (task_id) DO UPDATE
+    SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
+        reason = excluded.reason, requested_by = excluded.requested_by,
+        kill_at = NULL, seen_at = NULL, seen_by = NULL,
+        outcome = NULL, outcome_at = NULL
+    WHERE r.outcome IS NOT NULL
+    RETURNING task_id, requested_at, reason, requested_by,
+              seen_at, seen_by, outcome, outcome_at
+"""
+
+OBSERVE: Final = """
+    -- $1 ids of tasks that run in this process
+    SELECT ids.task_id, t.status, r.requested_at, r.reason, r.requested_by,
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at
+    FROM unnest($1::text[]) AS ids (task_id)
+    LEFT JOIN {task} AS t ON t.task_id = ids.task_id
+    LEFT JOIN {request} AS r ON r.task_id = ids.task_id
+    WHERE r.task_id IS NOT NULL OR t.status = 'ABORTED'
+"""
+
+OBSERVE_ALONE: Final = """
+    -- $1 ids of tasks that run in this process
+    SELECT task_id, NULL AS status, requested_at, reason, requested_by,
+           seen_at, seen_by, outcome, outcome_at
+    FROM {request}
+    WHERE task_id = ANY($1::text[])
+"""
+
+# A request is known by its task and its moment: one that was settled may have been
+# made anew for a later run of the same id.
+RECORD_SEEN: Final = """
+    -- $1 task ids, $2 requested_at, $3 seconds ago, $4 seen_by
+    UPDATE {request} AS r
+    SET seen_at = clock_timestamp() - make_interval(secs => n.age), seen_by = $4
+    FROM unnest($1::text[], $2::timestamptz[], $3::float8[])
+        AS n (task_id, requested_at, age)
+    WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
+        AND r.seen_at IS NULL
+"""
+
+RECORD_OUTCOME: Final = """
+    -- $1 task ids, $2 requested_at, $3 outcomes, $4 seconds ago
+    UPDATE {request} AS r
+    SET outcome = n.outcome,
+        outcome_at = clock_timestamp() - make_interval(secs => n.age),
+        -- Both moments are measured back from the statement that records them.
+        seen_at = least(r.seen_at, clock_timestamp() - make_interval(secs => n.age))
+    FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::float8[])
+        AS n (task_id, requested_at, outcome, age)
+    WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
+        AND r.outcome IS NULL
+"""
+
+SNAPSHOT: Final = """
+    -- $1 task ids
+    SELECT ids.task_id, t.status, t.result, t.traceback, t.date_done,
+           r.requested_at, r.reason, r.requested_by,
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at
+    FROM unnest($1::text[]) AS ids (task_id)
+    LEFT JOIN {task} AS t ON t.task_id = ids.task_id
+    LEFT JOIN {request} AS r ON r.task_id = ids.task_id
+"""
+
+FINISHED: Final = (
+    SNAPSHOT
+    + """
+    WHERE t.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
+        OR (r.outcome IS NOT NULL
+            AND coalesce(t.status, 'PENDING') IN ('PENDING', 'ABORTED'))
+"""
+)
+
+NOTIFY: Final = "SELECT pg_notify($1, $2)"
+
+TABLES_EXIST: Final = """
+    -- $1 our table, $2 Celery's
+    SELECT to_regclass($1) IS NOT NULL AS has_request,
+           to_regclass($2) IS NOT NULL AS has_task
+"""
+
+SERVER_PID: Final = "SELECT pg_backend_pid()"
+
+PING: Final = "SELECT 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The names of Celery's result table and of ours, quoted as identifiers."""
+
+    task_table: str
+    schema: str | None = None
+    has_results: bool = True
+
+    @property
+    def task(self) -> str:
+        """Celery's result table."""
+        return self._qualified(self.task_table)
+
+    @property
+    def request(self) -> str:
+        """The table of requests, beside Celery's."""
+        return self._qualified("aioabort_request")
+
+    def fill(self, statement: str) -> str:
+        """Put the tables' names into *statement*."""
+        sequence = self._qualified("task_id_sequence").replace("'", "''")
+        return statement.format(
+            task=self.task, request=self.request, sequence=f"'{sequence}'"
+        )
+
+    def _qualified(self, name: str) -> str:
+        parts = [name] if self.schema is None else [self.schema, name]
+        return ".".join('"' + part.replace('"', '""') + '"' for part in parts)

@@ -1,0 +1,174 @@
+"""What is asked of PostgreSQL, in the words of this package.
+
+Every method raises StoreUnavailable when the server cannot be reached, and StoreError
+when it refuses.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import asyncpg
+
+from aioabort.exceptions import StoreError
+from aioabort.postgres import statements
+from aioabort.postgres.connection import Executor
+from aioabort.postgres.errors import driver_errors
+from aioabort.postgres.hints import done_channel, encode_hints, request_channel
+from aioabort.postgres.statements import Tables
+from aioabort.records import AbortRequest, Outcome, TaskRow
+from aioabort.settings import Settings
+
+
+async def open_store(executor: Executor, settings: Settings) -> "Store":
+    """Return the store behind *executor*, its table created if it is missing."""
+    tables = Tables(settings.task_table, settings.schema)
+    with driver_errors():
+        [row] = await executor.fetch(
+            statements.TABLES_EXIST, tables.request, tables.task
+        )
+        if not row["has_request"]:
+            await _create_table(executor, tables, settings)
+    has_results = settings.results_in_dsn and row["has_task"]
+    return Store(executor, replace(tables, has_results=has_results), settings)
+
+
+async def _create_table(executor: Executor, tables: Tables, settings: Settings) -> None:
+    if not settings.create_tables:
+        raise StoreError(
+            f"the table {tables.request} is missing in {settings.dsn}, "
+            "and aioabort_create_tables is False"
+        )
+    schema = resources.files("aioabort.postgres").joinpath("schema.sql").read_text()
+    await executor.execute(tables.fill(schema))
+
+
+class Store:
+    """The request table, Celery's result table beside it, and the two channels."""
+
+    def __init__(self, executor: Executor, tables: Tables, settings: Settings) -> None:
+        self.has_results = tables.has_results
+        self._executor = executor
+        self._notify = settings.notify
+        self._request_expires = settings.request_expires
+        self.request_channel = request_channel(tables)
+        self.done_channel = done_channel(tables)
+        self._request = tables.fill(
+            statements.REQUEST if self.has_results else statements.REQUEST_ALONE
+        )
+        self._observe = tables.fill(
+            statements.OBSERVE if self.has_results else statements.OBSERVE_ALONE
+        )
+        self._snapshot = tables.fill(
+            statements.SNAPSHOT if self.has_results else statements.OBSERVE_ALONE
+        )
+        self._finished = tables.fill(statements.FINISHED)
+        self._record_seen = tables.fill(statements.RECORD_SEEN)
+        self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+
+    async def request(
+        self,
+        task_ids: Sequence[str],
+        reason: str | None = None,
+        requested_by: str | None = None,
+    ) -> dict[str, AbortRequest]:
+        """Ask the tasks to stop, in one statement; return the requests that are new.
+
+        An id that is missing from them had ended, or was asked before.
+        """
+        rows = await self._fetch(
+            self._request, task_ids, reason, requested_by, self._request_expires
+        )
+        return {row["task_id"]: _to_request(row) for row in rows}
+
+    async def observe(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of those tasks that were ever asked to stop."""
+        return await self._rows(self._observe, task_ids)
+
+    async def snapshots(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of the tasks; one never heard of has neither state nor request."""
+        return await self._rows(self._snapshot, task_ids)
+
+    async def finished(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of those tasks that have ended."""
+        return await self._rows(self._finished, task_ids)
+
+    async def record_seen(
+        self, requests: Sequence[AbortRequest], ages: Sequence[float], seen_by: str
+    ) -> None:
+        """Note that the tasks saw their requests, *ages* seconds ago."""
+        await self._fetch(
+            self._record_seen,
+            [request.task_id for request in requests],
+            [request.requested_at for request in requests],
+            ages,
+            seen_by,
+        )
+
+    async def record_outcomes(
+        self,
+        requests: Sequence[AbortRequest],
+        outcomes: Sequence[Outcome],
+        ages: Sequence[float],
+    ) -> None:
+        """Note how the tasks ended, *ages* seconds ago; what was noted before stays."""
+        await self._fetch(
+            self._record_outcome,
+            [request.task_id for request in requests],
+            [request.requested_at for request in requests],
+            outcomes,
+            ages,
+        )
+
+    async def hint_workers(self, task_ids: Iterable[str]) -> None:
+        """Tell workers to look at the requests of *task_ids*."""
+        await self._hint(self.request_channel, task_ids)
+
+    async def hint_clients(self, task_ids: Iterable[str]) -> None:
+        """Tell clients to look at *task_ids*."""
+        await self._hint(self.done_channel, task_ids)
+
+    async def _hint(self, channel: str, task_ids: Iterable[str]) -> None:
+        # Always a transaction of its own: a NOTIFY in a transaction that writes makes
+        # every such commit of the cluster wait for the one before it.
+        if self._notify:
+            for payload in encode_hints(task_ids):
+                await self._fetch(statements.NOTIFY, channel, payload)
+
+    async def _rows(
+        self, statement: str, task_ids: Sequence[str]
+    ) -> dict[str, TaskRow]:
+        rows = await self._fetch(statement, task_ids)
+        return {row["task_id"]: _to_row(row) for row in rows}
+
+    async def _fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
+        with driver_errors():
+            return await self._executor.fetch(statement, *args)
+
+
+def _to_request(row: asyncpg.Record) -> AbortRequest:
+    return AbortRequest(
+        task_id=row["task_id"],
+        requested_at=row["requested_at"],
+        reason=row["reason"],
+        requested_by=row["requested_by"],
+        seen_at=row["seen_at"],
+        seen_by=row["seen_by"],
+        outcome=row["outcome"],
+        outcome_at=row["outcome_at"],
+    )
+
+
+def _to_row(row: asyncpg.Record) -> TaskRow:
+    date_done: datetime | None = row.get("date_done")
+    return TaskRow(
+        task_id=row["task_id"],
+        state=row["status"],
+        result=row.get("result"),
+        traceback=row.get("traceback"),
+        # Celery writes UTC into a column without time zone.
+        date_done=date_done and date_done.replace(tzinfo=UTC),
+        request=None if row["requested_at"] is None else _to_request(row),
+    )

@@ -1,0 +1,1 @@
+"""The producer's side: asking tasks to stop, and awaiting their end, from asyncio."""

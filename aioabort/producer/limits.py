@@ -1,0 +1,39 @@
+"""What PostgreSQL could not store is refused before it is sent."""
+
+from aioabort.exceptions import InvalidRequest
+
+LONGEST_TASK_ID = 155
+MOST_BYTES = 4_096
+
+
+def check_task_id(task_id: object) -> None:
+    """Raise InvalidRequest unless *task_id* fits into Celery's column."""
+    if not isinstance(task_id, str) or not task_id:
+        raise InvalidRequest(f"A task id is a string that is not empty: {task_id!r}")
+    if len(task_id) > LONGEST_TASK_ID:
+        raise InvalidRequest(
+            f"A task id has at most {LONGEST_TASK_ID} characters, "
+            f"not {len(task_id)}: {task_id[:40]!r}…"
+        )
+    _encode("task id", task_id)
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise InvalidRequest unless *text* is None or at most 4,096 bytes of UTF-8."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name} is a string or None, not {type(text).__name__}")
+    if len(encoded := _encode(name, text)) > MOST_BYTES:
+        raise InvalidRequest(
+            f"{name} has at most {MOST_BYTES} bytes in UTF-8, not {len(encoded)}"
+        )
+
+
+def _encode(name: str, text: str) -> bytes:
+    if "\0" in text:
+        raise InvalidRequest(f"{name} contains a NUL character")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name} is not valid Unicode: {error.reason}") from None

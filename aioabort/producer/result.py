@@ -1,0 +1,100 @@
+"""The result of a task that can be aborted and awaited."""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import Celery
+from celery.result import ResultBase
+
+from aioabort.generics import GenericAsyncResult, R_co
+from aioabort.records import AbortReceipt, TaskSnapshot
+
+if TYPE_CHECKING:
+    from aioabort.producer.client import AbortClient
+
+#: Stands for "the app's backend, when it is asked for".
+_LATER: Final[Any] = object()
+
+
+class AbortableAsyncResult(GenericAsyncResult[R_co]):
+    """A task's result: ``await result`` returns its value or raises its error.
+
+    Everything of Celery's own class works as before, ``get()`` included, except that
+    ``wait``, ``abort`` and ``is_aborted`` are coroutines. Without a client, they use
+    one that is opened for the running loop at first use and closed with the loop.
+    """
+
+    _backend: Any
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the name is Celery's
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Celery | None = None,
+        parent: ResultBase | None = None,
+        *,
+        client: "AbortClient | None" = None,
+    ) -> None:
+        super().__init__(id, backend or _LATER, task_name, app, parent)
+        self._client = client
+
+    @property
+    def backend(self) -> Any:
+        """Celery's backend; made when first asked for, as that may connect."""
+        if self._backend is _LATER:
+            self._backend = self.app.backend
+        return self._backend
+
+    @backend.setter
+    def backend(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, backend: Any
+    ) -> None:
+        self._backend = backend
+
+    def __del__(self) -> None:
+        if self._backend is not _LATER:
+            super().__del__()
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        return self.wait().__await__()
+
+    async def wait(  # type: ignore[override]
+        self, timeout: float | None = None
+    ) -> R_co:
+        """Return the task's value when it has ended, or raise the error that ended it.
+
+        Raises TaskAborted if it was aborted, and WaitTimeout (a TimeoutError) after
+        *timeout* seconds; the task goes on then. While PostgreSQL is away, it goes on
+        waiting.
+        """
+        client = await self._open_client()
+        value: R_co = await client.wait(self.id, timeout)
+        return value
+
+    async def abort(
+        self, *, reason: str | None = None, requested_by: str | None = None
+    ) -> AbortReceipt:
+        """Ask the task to stop; the receipt says whether it can still be asked.
+
+        Committed when this returns. Raises InvalidRequest for what cannot be stored,
+        and StoreUnavailable or StoreError if PostgreSQL did not take it.
+        """
+        client = await self._open_client()
+        return await client.abort(self.id, reason=reason, requested_by=requested_by)
+
+    async def is_aborted(self) -> bool:
+        """Whether the task is being aborted, or has ended by it."""
+        client = await self._open_client()
+        return await client.is_aborted(self.id)
+
+    async def snapshot(self) -> TaskSnapshot[R_co]:
+        """Return what is known of the task now: its state, result and request."""
+        client = await self._open_client()
+        return await client.snapshot(self.id)
+
+    async def _open_client(self) -> "AbortClient":
+        # Not at import: clients make results, too.
+        from aioabort.producer.shared import client_of_running_loop  # noqa: PLC0415
+
+        return self._client or await client_of_running_loop(self.app)

@@ -1,0 +1,76 @@
+"""Going on after PostgreSQL was away: try again, later and later, and say so once."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Never
+
+from anyio import sleep
+
+from aioabort.exceptions import StoreError
+
+FIRST_DELAY = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Connectivity:
+    """Whether PostgreSQL answers; one warning an outage, one line when it is over."""
+
+    def __init__(self, user: str, longest_delay: float) -> None:
+        self.trouble: StoreError | None = None
+        self._user = user
+        self._longest_delay = max(FIRST_DELAY, longest_delay)
+        self._delay = FIRST_DELAY
+
+    def recovered(self) -> None:
+        """Note that statements succeed."""
+        if self.trouble is not None:
+            logger.info("%s: PostgreSQL answers again", self._user)
+        self.trouble = None
+        self._delay = FIRST_DELAY
+
+    def lost(self, error: StoreError) -> None:
+        """Note that a statement or the connection failed."""
+        if self.trouble is None:
+            logger.warning("%s: %s; trying again until it answers", self._user, error)
+        self.trouble = error
+
+    def next_delay(self) -> float:
+        """Return how long to wait before the next try: full jitter, doubling.
+
+        At most the longest delay, so that it bounds how late a recovery is noticed.
+        """
+        delay = random.uniform(0, self._delay)  # noqa: S311
+        self._delay = min(self._delay * 2, self._longest_delay)
+        return delay
+
+
+async def keep_running(
+    period: Callable[[], Awaitable[object]],
+    connectivity: Connectivity,
+    on_lost: Callable[[], None] = lambda: None,
+) -> Never:
+    """Run *period* for ever: again after each StoreError, and only after those.
+
+    *period* says when it works by ``connectivity.recovered()``; *on_lost* is called
+    after each failure, before the wait.
+    """
+    while True:
+        try:
+            await period()
+        except* StoreError as errors:
+            connectivity.lost(_first(errors))
+            on_lost()
+        except* Exception as errors:
+            # A defect of ours must not end the watching: that would lose aborts.
+            logger.exception("Unexpected; trying again")
+            connectivity.lost(StoreError(f"unexpected: {errors.exceptions[0]!r}"))
+            on_lost()
+        await sleep(connectivity.next_delay())
+
+
+def _first(errors: BaseExceptionGroup[StoreError]) -> StoreError:
+    """Return one error of a group that may be nested."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

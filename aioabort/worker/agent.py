@@ -1,0 +1,157 @@
+"""The process's own thread, with one event loop and one connection.
+
+Started by the first abortable task, never at import. A fork inherits neither the
+thread nor the connection: the child starts its own when it runs its first task.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import anyio
+from celery import Celery, signals
+
+from aioabort.exceptions import StoreError
+from aioabort.records import TaskRow
+from aioabort.settings import Settings, read_settings
+from aioabort.worker.monitor import ASK_TIMEOUT, Monitor
+from aioabort.worker.run import Run
+
+#: How long a task's start may be held up by a server that has gone silent; while it is
+#: known to be away, a start is not held up at all.
+START_TIMEOUT = 5.0
+
+#: A prefork child has about one second to live after its last task.
+STOP_TIMEOUT = 0.8
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """What the threads of a process ask for, carried out on one loop of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings: Final = settings
+        self._is_running = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="aioabort-agent", daemon=True
+        )
+        self._thread.start()
+        self._is_running.wait()
+
+    def begin(self, run: Run) -> None:
+        """Watch *run*, and wait until it is known whether it was asked to stop."""
+        self._post(self._monitor.begin, run)
+        if not run.looked.wait(START_TIMEOUT):
+            logger.warning(
+                "aioabort worker: PostgreSQL did not answer within %g s; "
+                "task %s begins without having asked it",
+                START_TIMEOUT,
+                run.task_id,
+            )
+
+    def saw(self, run: Run) -> None:
+        """Record that the task noticed its request; returns at once."""
+        self._post(self._monitor.saw, run)
+
+    def end(self, run: Run) -> None:
+        """Stop watching *run* and report its end; returns at once."""
+        self._post(self._monitor.end, run)
+
+    def ask(self, task_id: str) -> TaskRow | None:
+        """Return what PostgreSQL knows of a request for *task_id*.
+
+        Raises StoreError when it cannot be asked within a few seconds.
+        """
+        answer = asyncio.run_coroutine_threadsafe(
+            self._monitor.ask(task_id), self._loop
+        )
+        return answer.result(ASK_TIMEOUT * 2)
+
+    def stop(self) -> None:
+        """Report what is left, close the connection and end the thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(STOP_TIMEOUT)
+
+    def _post(self, act: Callable[[Run], None], run: Run) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act, run)
+        except RuntimeError:
+            # The loop is closed: the process is going down, and the request, if there
+            # is one, stays pending for whoever runs the task next.
+            logger.debug("aioabort worker: the agent has stopped", exc_info=True)
+            run.looked.set()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._main)
+        finally:
+            self._is_running.set()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._monitor = Monitor(self._settings)
+        self._is_running.set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._monitor.run)
+            await self._stop.wait()
+            await self._drain()
+            group.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        with anyio.move_on_after(STOP_TIMEOUT / 2):
+            try:
+                await self._monitor.drain()
+            except StoreError as error:
+                logger.warning("aioabort worker: not all was recorded: %s", error)
+
+
+_agents: dict[Settings, Agent] = {}
+_settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
+_lock = threading.Lock()
+_inherited: list[Any] = []
+
+
+def agent_for(app: Celery) -> Agent:
+    """Return this process's agent for *app*, started if need be.
+
+    Raises ImproperlyConfigured if the app's configuration cannot work.
+    """
+    settings = _settings.get(app)
+    if settings is None:
+        settings = _settings.setdefault(app, read_settings(app))
+    agent = _agents.get(settings)
+    if agent is None:
+        with _lock:
+            agent = _agents.get(settings)
+            if agent is None:
+                agent = _agents[settings] = Agent(settings)
+    return agent
+
+
+def stop_agents(**_: object) -> None:
+    """End the agents of this process; a task that starts later starts a new one."""
+    while _agents:
+        _agents.popitem()[1].stop()
+
+
+def _forget_parent() -> None:
+    # Not even garbage: closing the inherited connection would take the parent's socket
+    # out of the event queue that both processes share.
+    global _agents, _lock  # noqa: PLW0603
+    _inherited.append(_agents)
+    _agents = {}
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+atexit.register(stop_agents)
+# A prefork child runs no atexit functions; the other pools' process sends this last.
+signals.worker_process_shutdown.connect(stop_agents, weak=False)
+signals.worker_shutdown.connect(stop_agents, weak=False)

@@ -1,0 +1,164 @@
+"""Watching over the runs of this process: what PostgreSQL says of them, and to it.
+
+All of it runs on the agent's loop. While PostgreSQL is away the runs go on with what
+they know, and what is to be reported waits.
+"""
+
+import asyncio
+import logging
+from functools import partial
+from typing import Never
+
+from anyio import create_task_group, fail_after
+
+from aioabort.exceptions import StoreUnavailable
+from aioabort.postgres.connection import Link, connect
+from aioabort.postgres.listener import listen, until_lost
+from aioabort.postgres.store import Store, open_store
+from aioabort.reconnect import Connectivity, keep_running
+from aioabort.records import TaskRow
+from aioabort.settings import Settings
+from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher
+from aioabort.worker.reports import Reports
+from aioabort.worker.run import Run
+
+ASK_TIMEOUT = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """The runs of this process, and the one connection that watches over them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store: Store | None = None
+        self._connected = asyncio.Event()
+        self._connectivity = Connectivity("aioabort worker", settings.poll_interval)
+        self._watcher = Watcher(settings.poll_interval)
+        self._reports = Reports()
+        self._runs: dict[str, list[Run]] = {}
+
+    def begin(self, run: Run) -> None:
+        """Watch *run* from now on; its first look is made at once."""
+        self._runs.setdefault(run.task_id, []).append(run)
+        self._watcher.watch(run.task_id)
+        if self._connectivity.trouble is not None:
+            run.looked.set()
+
+    def end(self, run: Run) -> None:
+        """Tell clients that *run* is over, and settle its request at the next look.
+
+        A request that came too late for the task to see was still made before the
+        result was stored, so one more look finds it.
+        """
+        if run.outcome is None:
+            self._forget(run)
+            return
+        self._reports.done(run.task_id)
+        if run.aborted:
+            self._watcher.hint((run.task_id,))
+        else:
+            self._watcher.defer(run.task_id)
+
+    def saw(self, run: Run) -> None:
+        """Record that the task noticed its request."""
+        self._reports.seen(run)
+
+    async def ask(self, task_id: str) -> TaskRow | None:
+        """Return the row of a task that need not run here, if it was asked to stop."""
+        if self._connectivity.trouble is not None:
+            raise self._connectivity.trouble
+        with fail_after(ASK_TIMEOUT):
+            await self._connected.wait()
+        if self._store is None:
+            raise StoreUnavailable("PostgreSQL is away: the connection was closed")
+        return (await self._store.observe([task_id])).get(task_id)
+
+    async def run(self) -> Never:
+        """Watch and report, for ever."""
+        await keep_running(self._period, self._connectivity, self._on_lost)
+
+    async def drain(self) -> None:
+        """Settle and report what ended, once, before the connection is closed."""
+        if self._store is not None:
+            ended = [
+                task_id
+                for task_id, runs in self._runs.items()
+                if any(run.has_ended for run in runs)
+            ]
+            if ended:
+                await self._look(self._store, ended)
+            await self._reports.send(self._store)
+
+    async def _period(self) -> None:
+        """Work over one connection, until it is lost."""
+        async with connect(self._settings.listen_dsn) as link:
+            store = await open_store(link, self._settings)
+            self._watcher.pace(await self._listen(link, store))
+            # Shows missing rights now, rather than at the first task.
+            await store.observe([])
+            self._store = store
+            self._connected.set()
+            self._connectivity.recovered()
+            async with create_task_group() as group:
+                group.start_soon(until_lost, link)
+                group.start_soon(self._watcher.run, partial(self._look, store))
+                group.start_soon(self._reports.keep_sending, store)
+
+    async def _listen(self, link: Link, store: Store) -> float:
+        """Listen if that is possible, and return the poll interval that is right then."""
+        interval = self._settings.poll_interval
+        if not self._settings.notify:
+            return interval
+        refusal = await listen(link, store.request_channel, self._watcher.on_hint)
+        if refusal is not None:
+            logger.info("aioabort worker: polling only, as %s", refusal)
+            return interval
+        return interval * SLOWER_WHEN_NOTIFIED
+
+    def _on_lost(self) -> None:
+        self._store = None
+        self._connected.clear()
+        for runs in self._runs.values():
+            for run in runs:
+                run.looked.set()
+
+    async def _look(self, store: Store, task_ids: list[str]) -> None:
+        # A run that ends while the statement is under way is not settled by it: the
+        # request may have been made after the statement's snapshot.
+        ended = {
+            run
+            for task_id in task_ids
+            for run in self._runs.get(task_id, ())
+            if run.has_ended
+        }
+        rows = await store.observe(task_ids)
+        rows.update(await _adopt(store, rows))
+        for task_id in task_ids:
+            for run in list(self._runs.get(task_id, ())):
+                run.observe(rows.get(task_id))
+                if run in ended:
+                    self._settle(run, rows.get(task_id))
+
+    def _settle(self, run: Run, row: TaskRow | None) -> None:
+        request = row.request if row is not None else None
+        if run.outcome is not None and request is not None and request.is_pending:
+            self._reports.outcome(request, run.outcome, run.ended_at)
+        self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        runs = self._runs[run.task_id]
+        runs.remove(run)
+        if not runs:
+            del self._runs[run.task_id]
+            self._watcher.unwatch(run.task_id)
+
+
+async def _adopt(store: Store, rows: dict[str, TaskRow]) -> dict[str, TaskRow]:
+    """Make requests of the ABORTED states that others wrote, before they are lost."""
+    foreign = [task_id for task_id, row in rows.items() if row.request is None]
+    if not foreign:
+        return {}
+    await store.request(foreign)
+    return await store.observe(foreign)

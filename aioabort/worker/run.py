@@ -1,0 +1,119 @@
+"""One run of a task in this process: its token, and what is remembered to settle it."""
+
+import os
+import threading
+import time
+from datetime import datetime
+from typing import Final, Protocol
+
+from celery import states
+from celery.app.task import Context
+
+from aioabort.records import AbortRequest, Outcome, TaskRow
+from aioabort.worker.token import AbortToken, current
+
+
+class Supervisor(Protocol):
+    """What sets the tokens of running tasks, and hears from them."""
+
+    def begin(self, run: "Run") -> None:
+        """Watch *run*, and return when it is known whether it was asked to stop."""
+
+    def saw(self, run: "Run") -> None:
+        """Record that the task noticed its request."""
+
+    def end(self, run: "Run") -> None:
+        """Stop watching *run* and report its end."""
+
+
+class Run(AbortToken):
+    """A token that a worker holds, from before the body until after the result."""
+
+    __slots__ = (
+        "_observed",
+        "_requested_before",
+        "ended_at",
+        "honoured",
+        "is_started",
+        "looked",
+        "node",
+        "outcome",
+        "outer",
+        "redelivered",
+        "replaced",
+        "seen_at",
+        "state",
+        "supervisor",
+    )
+
+    task_id: str
+
+    def __init__(self, request: Context, supervisor: Supervisor) -> None:
+        super().__init__(request.id)
+        self.supervisor: Final = supervisor
+        self.node: Final = f"{request.hostname} pid {os.getpid()}"
+        self.redelivered: Final = bool((request.delivery_info or {}).get("redelivered"))
+        #: Set when the first look is over, or when PostgreSQL could not be asked.
+        self.looked: Final = threading.Event()
+        #: The token of the task that this one is called from, if any.
+        self.outer: Final = current.get()
+        #: The start check is made.
+        self.is_started = False
+        #: The state of Celery's row at the latest look.
+        self.state: str | None = None
+        #: TaskAborted left the body and REVOKED is stored.
+        self.honoured = False
+        #: The task handed its id over to another one by ``replace()``.
+        self.replaced = False
+        self.seen_at = 0.0
+        self.ended_at = 0.0
+        self.outcome: Outcome | None = None
+        self._observed = False
+        self._requested_before: datetime | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Celery is done with the run."""
+        return self.ended_at > 0
+
+    def on_seen(self) -> None:
+        """Have it recorded that the task noticed."""
+        self.seen_at = time.monotonic()
+        self.supervisor.saw(self)
+
+    def observe(self, row: TaskRow | None) -> None:
+        """Take in what a look at PostgreSQL found; *row* is None for no request."""
+        if row is not None:
+            self.state = row.state
+            if row.request is not None and self._is_meant_by(row.request):
+                self.abort(row.request)
+        self._observed = True
+        self.looked.set()
+
+    def _is_meant_by(self, request: AbortRequest) -> bool:
+        if request.is_pending:
+            return True
+        if self._observed:
+            # Settled by another run of the same id: a duplicate delivery.
+            return request.requested_at != self._requested_before
+        # Settled before this run began: it stops a redelivery of the run that it
+        # ended, but not a fresh publication of the same id.
+        self._requested_before = request.requested_at
+        return self.redelivered
+
+    def end(self, state: str | None) -> None:
+        """Note that Celery is done with the run; *state* is what it recorded."""
+        self.ended_at = time.monotonic()
+        self.outcome = self._outcome(state)
+
+    def _outcome(self, state: str | None) -> Outcome | None:
+        """Return what became of a request, or None when the task has not ended yet."""
+        if self.honoured:
+            return "aborted"
+        if state == states.SUCCESS:
+            return "returned" if self.seen else "too_late"
+        if state == states.FAILURE:
+            return "failed" if self.seen else "too_late"
+        if state == states.IGNORED and self.seen and not self.replaced:
+            return "aborted"
+        return None
