@@ -23,11 +23,11 @@ _REST: Final = re.compile(
     (?: / (?P<database>[^?]*) )?
     (?: \? (?P<query>.*) )?
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE,
 )
 _HOST: Final = re.compile(
     r"(?: \[ (?P<ipv6>[^]]+) \] | (?P<name>/.*?|[^][:]*) ) (?: : (?P<port>\d*) )?",
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE,
 )
 
 _ENCODE: Final = "write '@' as %40, ':' as %3A, '/' as %2F and '?' as %3F"

@@ -74,10 +74,10 @@ async def connect(dsn: Dsn) -> AsyncGenerator[Link]:
 async def open_pool(
     dsn: Dsn, max_size: int
 ) -> AsyncGenerator["asyncpg.Pool[asyncpg.Record]"]:
-    """Open a pool for the time of the block, with one connection to begin with."""
+    """Open a pool for the time of the block; its first statement connects."""
     with driver_errors():
         pool = await asyncpg.create_pool(
-            min_size=1, max_size=max_size, **_arguments(dsn)
+            min_size=0, max_size=max_size, **_arguments(dsn)
         )
     try:
         yield pool

@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -26,6 +27,10 @@ from aioabort.worker.run import Run
 #: known to be away, a start is not held up at all.
 START_TIMEOUT = 5.0
 
+#: Seconds between two reports of ended runs: at most 50 NOTIFY a second, and as many
+#: wake-ups of the loop, however many tasks end.
+REPORT_GAP = 0.02
+
 #: A prefork child has about one second to live after its last task.
 STOP_TIMEOUT = 0.8
 
@@ -38,6 +43,9 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings: Final = settings
         self._is_running = threading.Event()
+        self._ended: deque[Run] = deque()
+        self._is_collecting = False
+        self._collect_at = 0.0
         self._thread = threading.Thread(
             target=self._run, name="aioabort-agent", daemon=True
         )
@@ -46,7 +54,8 @@ class Agent:
 
     def begin(self, run: Run) -> None:
         """Watch *run*, and wait until it is known whether it was asked to stop."""
-        self._post(self._monitor.begin, run)
+        if not self._post(self._monitor.begin, run):
+            return
         if not run.looked.wait(START_TIMEOUT):
             logger.warning(
                 "aioabort worker: PostgreSQL did not answer within %g s; "
@@ -60,8 +69,11 @@ class Agent:
         self._post(self._monitor.saw, run)
 
     def end(self, run: Run) -> None:
-        """Stop watching *run* and report its end; returns at once."""
-        self._post(self._monitor.end, run)
+        """Stop watching *run* and report its end, soon; returns at once."""
+        self._ended.append(run)
+        if not self._is_collecting:
+            self._is_collecting = True
+            self._post(self._collect)
 
     def ask(self, task_id: str) -> TaskRow | None:
         """Return what PostgreSQL knows of a request for *task_id*.
@@ -78,14 +90,28 @@ class Agent:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(STOP_TIMEOUT)
 
-    def _post(self, act: Callable[[Run], None], run: Run) -> None:
+    def _post(self, act: Callable[..., None], *args: Run) -> bool:
         try:
-            self._loop.call_soon_threadsafe(act, run)
+            self._loop.call_soon_threadsafe(act, *args)
         except RuntimeError:
             # The loop is closed: the process is going down, and the request, if there
             # is one, stays pending for whoever runs the task next.
             logger.debug("aioabort worker: the agent has stopped", exc_info=True)
-            run.looked.set()
+            return False
+        return True
+
+    def _collect(self) -> None:
+        """Report the runs that have ended: now if it was quiet, else after the gap."""
+        now = self._loop.time()
+        if now < self._collect_at:
+            self._loop.call_at(self._collect_at, self._collect)
+            return
+        self._collect_at = now + REPORT_GAP
+        # Before the queue is read: a run that is appended after it was read wakes
+        # the loop again.
+        self._is_collecting = False
+        while self._ended:
+            self._monitor.end(self._ended.popleft())
 
     def _run(self) -> None:
         try:
@@ -105,6 +131,8 @@ class Agent:
             group.cancel_scope.cancel()
 
     async def _drain(self) -> None:
+        self._collect_at = 0.0
+        self._collect()
         with anyio.move_on_after(STOP_TIMEOUT / 2):
             try:
                 await self._monitor.drain()

@@ -7,15 +7,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Never
 
-from anyio import sleep
-
 from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres.store import Store
 from aioabort.records import AbortRequest, Outcome
 from aioabort.worker.run import Run
-
-#: Seconds between two reports: at most 50 NOTIFY a second, however many tasks end.
-GAP = 0.02
 
 #: A hint that is not sent costs its receiver one poll interval, and nothing else.
 MOST_HINTS = 5_000
@@ -52,10 +47,9 @@ class Reports:
             self._waiting.set()
 
     async def keep_sending(self, store: Store) -> Never:
-        """Send what there is, at once when it was quiet, else what has gathered."""
+        """Send what there is, whenever there is something."""
         while True:
             await self.send(store)
-            await sleep(GAP)
             await self._waiting.wait()
 
     async def send(self, store: Store) -> None:

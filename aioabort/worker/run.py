@@ -61,7 +61,7 @@ class Run(AbortToken):
         self.is_started = False
         #: The state of Celery's row at the latest look.
         self.state: str | None = None
-        #: TaskAborted left the body and REVOKED is stored.
+        #: TaskAborted left the body, and its end is stored.
         self.honoured = False
         #: The task handed its id over to another one by ``replace()``.
         self.replaced = False
@@ -108,12 +108,13 @@ class Run(AbortToken):
 
     def _outcome(self, state: str | None) -> Outcome | None:
         """Return what became of a request, or None when the task has not ended yet."""
-        if self.honoured:
-            return "aborted"
+        stopped = self.honoured or (self.seen and not self.replaced)
+        if state == states.IGNORED and stopped:
+            # A redelivery was stopped, of a run that had ended without settling it.
+            was_finished = self.state in {states.SUCCESS, states.FAILURE}
+            return "too_late" if was_finished else "aborted"
         if state == states.SUCCESS:
             return "returned" if self.seen else "too_late"
         if state == states.FAILURE:
             return "failed" if self.seen else "too_late"
-        if state == states.IGNORED and self.seen and not self.replaced:
-            return "aborted"
         return None

@@ -50,12 +50,11 @@ def refusal(url: object) -> str:
 
 
 def shown(url: str) -> str:
-    """What may get into logs: the error and what is chained to it, or the DSN."""
+    """What may get into logs: the traceback of the error, or the DSN."""
     try:
         dsn = parse_dsn(url, setting="aioabort_dsn")
     except ImproperlyConfigured as error:
-        chained = error.__cause__ or error.__context__
-        return "".join(traceback.format_exception(error)) + repr(chained)
+        return "".join(traceback.format_exception(error))
     return f"{dsn} {dsn!r}"
 
 
@@ -147,6 +146,14 @@ def test_ambiguous_urls_are_refused(url: str) -> None:
 
     assert "write '@' as %40" in message
     assert "word" not in message.replace("the password ends", "")
+
+
+def test_nothing_is_chained_to_a_refusal() -> None:
+    """Python's own error, here about a byte that is no UTF-8, has the whole password."""
+    with pytest.raises(ImproperlyConfigured) as caught:
+        parse_dsn("postgresql://user:s3cret\udcff@host", setting="x")
+
+    assert caught.value.__context__ is None
 
 
 def test_password_parameters_stay_out_of_sight() -> None:
@@ -269,6 +276,7 @@ def test_hosts_that_cannot_be_read_are_refused(url: str) -> None:
     [
         ("user=you", ("you", "pw", "database")),
         ("password=better", ("me", "better", "database")),
+        ("password=a%0Ab", ("me", "a\nb", "database")),
         ("dbname=other", ("me", "pw", "other")),
         ("database=other", ("me", "pw", "other")),
         ("user=", ("me", "pw", "database")),

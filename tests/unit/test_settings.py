@@ -165,6 +165,7 @@ def test_a_backend_in_the_environment_is_the_default(
         ({"backend": "database"}, "database"),
         ({"backend": "database", "database_url": "sqlite:///s3cret"}, "sqlite"),
         ({"backend": "redis", "database_url": URL}, "redis"),
+        ({"backend": "redis://host", "database_url": URL}, "redis"),
         ({"backend": DatabaseBackend}, "DatabaseBackend"),
     ],
 )

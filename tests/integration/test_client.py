@@ -1,0 +1,492 @@
+"""The client: what it answers, how it waits, and what it does when PostgreSQL is away.
+
+There is no worker here: a test stores results as a worker would.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from anyio import fail_after, to_thread
+from celery import Celery, states
+from celery.exceptions import ImproperlyConfigured, TaskRevokedError
+
+from aioabort import (
+    AbortableAsyncResult,
+    AbortClient,
+    AioabortError,
+    ClientClosed,
+    InvalidRequest,
+    ResultsElsewhere,
+    StoreError,
+    StoreUnavailable,
+    TaskAborted,
+    WaitTimeout,
+)
+from aioabort.postgres.store import Store
+from tests.integration.conftest import Network
+
+MakeApp = Callable[..., Celery]
+
+#: So long that a test which depends on the poll would time out.
+NEVER_POLLED = 3_600.0
+
+CONNECTIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'aioabort'
+"""
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
+    """Store a result as a worker does."""
+    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
+
+
+async def is_awaited(task: "asyncio.Task[Any]") -> None:
+    """Let *task* come to the point where it can only wait."""
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+        assert not task.done()
+
+
+async def test_a_value_is_returned(
+    app: Celery, client: AbortClient, task_id: str
+) -> None:
+    """What the task returned is what ``wait()`` and ``await`` return."""
+    await end(app, task_id, {"n": [1, None]}, states.SUCCESS)
+    with fail_after(5):
+        assert await client.wait(task_id) == {"n": [1, None]}
+        assert await client.result(task_id) == {"n": [1, None]}
+
+
+async def test_the_error_of_the_task_is_raised(
+    app: Celery, client: AbortClient, task_id: str
+) -> None:
+    """A failure raises the task's own exception, of its own class."""
+    await end(app, task_id, KeyError("k"), states.FAILURE)
+    with fail_after(5), pytest.raises(KeyError, match="k"):
+        await client.wait(task_id)
+
+
+async def test_an_abort_is_raised_with_reason_and_name(
+    app: Celery, client: AbortClient, task_id: str
+) -> None:
+    """Who awaits an aborted task learns who aborted it, and why."""
+    await end(app, task_id, TaskAborted("why", "alice", task_id), states.REVOKED)
+    with fail_after(5), pytest.raises(TaskAborted) as caught:
+        await client.wait(task_id)
+    assert (caught.value.reason, caught.value.requested_by) == ("why", "alice")
+
+
+async def test_a_revoked_task_is_no_aborted_one(
+    app: Celery, client: AbortClient, task_id: str
+) -> None:
+    """Celery's own revoke keeps its own error."""
+    await end(app, task_id, TaskRevokedError("expired"), states.REVOKED)
+    with fail_after(5), pytest.raises(TaskRevokedError) as caught:
+        await client.wait(task_id)
+    assert not isinstance(caught.value, TaskAborted)
+    assert not await client.is_aborted(task_id)
+
+
+async def test_an_undecodable_result_is_an_error_of_that_task_alone(
+    app: Celery, client: AbortClient, database: "asyncpg.Connection[Any]", task_id: str
+) -> None:
+    """A payload that Celery would refuse is refused; other waiters are not harmed."""
+    other = str(uuid4())
+    await database.execute(
+        "INSERT INTO celery_taskmeta (id, task_id, status, result)"
+        "VALUES (1000, $1, 'SUCCESS', 'no json')",
+        task_id,
+    )
+    await end(app, other, 1, states.SUCCESS)
+    bad, good = client.wait(task_id), client.wait(other)
+    with fail_after(5):
+        answers = await asyncio.gather(bad, good, return_exceptions=True)
+    assert isinstance(answers[0], Exception)
+    assert answers[1] == 1
+
+
+async def test_a_notification_ends_the_wait(
+    dsn: str, make_app: MakeApp, store: Store, task_id: str
+) -> None:
+    """The end of a task is noticed without any poll."""
+    app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
+    async with AbortClient(app) as client:
+        waiting = asyncio.create_task(client.wait(task_id))
+        await is_awaited(waiting)
+        await end(app, task_id, "value", states.SUCCESS)
+        await store.hint_clients([task_id])
+        with fail_after(5):
+            assert await waiting == "value"
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_the_poll_ends_the_wait(
+    dsn: str, make_app: MakeApp, task_id: str, notify: bool
+) -> None:
+    """Lose every notification, and the only difference is time."""
+    app = make_app(dsn, aioabort_poll_interval=0.05, aioabort_notify=notify)
+    async with AbortClient(app) as client:
+        waiting = asyncio.create_task(client.wait(task_id))
+        await is_awaited(waiting)
+        await end(app, task_id, "value", states.SUCCESS)
+        with fail_after(5):
+            assert await waiting == "value"
+
+
+async def test_an_end_before_the_client_listens_is_not_missed(
+    dsn: str, make_app: MakeApp, task_id: str
+) -> None:
+    """The first look finds what ended while nobody listened.
+
+    task ends, NOTIFY to nobody | LISTEN | wait(): looks at once
+    """
+    app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
+    await end(app, task_id, "value", states.SUCCESS)
+    async with AbortClient(app) as client:
+        with fail_after(5):
+            assert await client.wait(task_id) == "value"
+
+
+async def test_a_timeout_names_the_task(client: AbortClient, task_id: str) -> None:
+    """After the timeout the error says which task did not end, in how many seconds."""
+    with fail_after(5), pytest.raises(WaitTimeout, match=f"{task_id}.*0.05 s"):
+        await client.wait(task_id, timeout=0.05)
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+async def test_no_time_to_wait_is_one_look(
+    app: Celery, client: AbortClient, task_id: str, timeout: float
+) -> None:
+    """A timeout of nothing returns what is there, and waits for nothing."""
+    with pytest.raises(WaitTimeout):
+        await client.wait(task_id, timeout=timeout)
+    await end(app, task_id, "value", states.SUCCESS)
+    assert await client.wait(task_id, timeout=timeout) == "value"
+
+
+async def test_one_waiter_that_gives_up_does_not_disturb_the_others(
+    app: Celery, client: AbortClient, store: Store, task_id: str
+) -> None:
+    """Many wait for one task; those who are cancelled leave, the rest get the value."""
+    waiters = [asyncio.create_task(client.wait(task_id)) for _ in range(10)]
+    await is_awaited(waiters[0])
+    for waiter in waiters[::2]:
+        waiter.cancel()
+    await end(app, task_id, "value", states.SUCCESS)
+    await store.hint_clients([task_id])
+    with fail_after(5):
+        answers = await asyncio.gather(*waiters, return_exceptions=True)
+    assert answers[1::2] == ["value"] * 5
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+
+
+async def test_a_receipt_tells_the_three_cases_apart(
+    app: Celery, client: AbortClient, task_id: str
+) -> None:
+    """Requested now, requested before (by whom), or finished (in which state)."""
+    first = await client.abort(task_id, reason="why", requested_by="alice")
+    assert (first.answer, first.is_requested) == ("requested", True)
+    second = await client.abort(task_id, reason="other", requested_by="bob")
+    assert (second.answer, second.is_requested) == ("requested_before", True)
+    assert second.request == first.request
+    await end(app, task_id, 1, states.SUCCESS)
+    third = await client.abort(task_id)
+    assert (third.answer, third.state) == ("finished", "SUCCESS")
+    assert not third.is_requested
+
+
+async def test_a_snapshot_tells_all_that_is_known(
+    app: Celery, client: AbortClient, store: Store, task_id: str
+) -> None:
+    """State, result, traceback and date of the task; who, why, when of the request."""
+    unknown = await client.snapshot(task_id)
+    assert (unknown.state, unknown.is_finished, unknown.request) == (
+        "PENDING",
+        False,
+        None,
+    )
+    await client.abort(task_id, reason="why", requested_by="alice")
+    asked = await client.snapshot(task_id)
+    assert (asked.state, asked.is_aborted, asked.is_finished) == (
+        "ABORTED",
+        True,
+        False,
+    )
+    assert asked.request is not None
+    await store.record_seen([asked.request], [0.0], "node")
+    await store.record_outcomes([asked.request], ["failed"], [0.0])
+    await to_thread.run_sync(
+        app.backend.store_result, task_id, ValueError("x"), states.FAILURE, "Traceback"
+    )
+    ended = await client.snapshot(task_id)
+    assert (ended.state, ended.is_aborted, ended.is_finished) == (
+        "FAILURE",
+        False,
+        True,
+    )
+    assert isinstance(ended.result, ValueError)
+    assert ended.traceback == "Traceback"
+    assert ended.date_done is not None
+    assert ended.request is not None
+    assert (ended.request.reason, ended.request.requested_by) == ("why", "alice")
+    assert (ended.request.seen_by, ended.request.outcome) == ("node", "failed")
+
+
+async def test_a_task_that_stores_nothing_ends_with_its_request(
+    client: AbortClient, store: Store
+) -> None:
+    """Where no result is stored, the outcome of the request ends the wait."""
+    stopped, returned = str(uuid4()), str(uuid4())
+    requests = await store.request([stopped, returned], "why")
+    await store.record_outcomes(
+        [requests[stopped], requests[returned]], ["aborted", "returned"], [0.0, 0.0]
+    )
+    with fail_after(5):
+        assert await client.wait(returned) is None
+        with pytest.raises(TaskAborted, match="why"):
+            await client.wait(stopped)
+    assert (await client.snapshot(returned)).is_finished
+
+
+@pytest.mark.parametrize("verb", ["abort", "wait", "snapshot", "is_aborted"])
+async def test_a_malformed_id_is_refused(client: AbortClient, verb: str) -> None:
+    """Every verb names what is wrong with the id, and PostgreSQL is not asked."""
+    with pytest.raises(InvalidRequest, match="at most 155 characters"):
+        await getattr(client, verb)("0" * 156)
+
+
+async def test_a_refused_reason_writes_nothing(
+    client: AbortClient, task_id: str
+) -> None:
+    """A request that cannot be stored whole is not stored at all."""
+    with pytest.raises(InvalidRequest, match="reason"):
+        await client.abort(task_id, reason="x" * 4_097)
+    assert (await client.snapshot(task_id)).state == "PENDING"
+
+
+async def test_a_client_that_is_not_open_says_so(app: Celery, task_id: str) -> None:
+    """Before it is opened and after it is closed, every verb raises ClientClosed."""
+    client = AbortClient(app)
+    with pytest.raises(ClientClosed):
+        await client.abort(task_id)
+    async with client:
+        pass
+    with pytest.raises(ClientClosed):
+        await client.wait(task_id)
+
+
+async def test_closing_ends_every_wait(app: Celery, task_id: str) -> None:
+    """Nobody waits for ever on a client that was closed."""
+    async with AbortClient(app) as client:
+        waiting = asyncio.create_task(client.wait(task_id))
+        await is_awaited(waiting)
+    with fail_after(5), pytest.raises(ClientClosed):
+        await waiting
+
+
+async def test_a_client_may_be_opened_and_closed_in_different_tasks(
+    app: Celery, task_id: str
+) -> None:
+    """Fixtures and frameworks enter and leave a context in tasks of their own."""
+    client = AbortClient(app)
+    await asyncio.create_task(client.__aenter__())
+    assert (await client.abort(task_id)).is_requested
+    await asyncio.create_task(client.aclose())
+    assert client.is_closed
+
+
+def test_a_result_needs_no_client(app: Celery, dsn: str, task_id: str) -> None:
+    """``await result.abort()`` opens a client for the loop, and closes it with it."""
+
+    async def abort() -> int:
+        result: AbortableAsyncResult[int] = AbortableAsyncResult(task_id, app=app)
+        receipts = await asyncio.gather(*(result.abort() for _ in range(5)))
+        assert [receipt.answer for receipt in receipts].count("requested") == 1
+        assert await result.is_aborted()
+        assert (await result.snapshot()).state == "ABORTED"
+        return await count()
+
+    async def count() -> int:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return int(await connection.fetchval(CONNECTIONS))
+        finally:
+            await connection.close()
+
+    assert asyncio.run(abort()) >= 2
+
+    async def all_closed() -> None:
+        with fail_after(5):
+            while await count():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(all_closed())
+    # Another loop gets another client.
+    assert asyncio.run(abort_again(app, task_id)) == "requested_before"
+
+
+async def abort_again(app: Celery, task_id: str) -> str:
+    result: AbortableAsyncResult[int] = AbortableAsyncResult(task_id, app=app)
+    return (await result.abort()).answer
+
+
+def test_making_a_result_does_not_connect(make_app: MakeApp, task_id: str) -> None:
+    """An id from a URL becomes a result without a backend, let alone a connection."""
+    app = make_app("postgresql://nobody@127.0.0.1:1/nothing")
+    result: AbortableAsyncResult[Any] = AbortableAsyncResult(task_id, app=app)
+    assert result.id == task_id
+    del result
+
+
+async def test_an_unreachable_server_is_a_clear_error(
+    make_app: MakeApp, task_id: str
+) -> None:
+    """Nobody listens at the address: opening says so, and does not print a password."""
+    app = make_app(
+        "postgresql://me:s3cretWord@127.0.0.1:1/db",
+        database_create_tables_at_setup=False,
+    )
+    with (
+        fail_after(15),
+        pytest.raises(StoreUnavailable, match="PostgreSQL is away") as e,
+    ):
+        await AbortClient(app).open()
+    assert "s3cretWord" not in repr(e.value) + str(e.value)
+    result: AbortableAsyncResult[Any] = AbortableAsyncResult(task_id, app=app)
+    for _ in range(2):
+        with fail_after(15), pytest.raises(StoreUnavailable):
+            await result.abort()
+
+
+async def test_a_database_that_does_not_exist_is_a_clear_error(
+    dsn: str, make_app: MakeApp
+) -> None:
+    """The error has the server's own words."""
+    missing = dsn.replace("/aioabort_", "/missing_")
+    app = make_app(missing, database_create_tables_at_setup=False)
+    with fail_after(15), pytest.raises(StoreError, match=r'"missing_.*does not exist'):
+        await AbortClient(app).open()
+
+
+@pytest.mark.parametrize("backend", ["redis://:s3cretWord@host/0", "disabled", None])
+def test_an_app_without_postgresql_is_refused(backend: str | None) -> None:
+    """The first use says that PostgreSQL is needed, and prints no password."""
+    app = Celery("tests", broker="memory://", backend=backend, set_as_current=False)
+    with pytest.raises(ImproperlyConfigured, match="needs PostgreSQL") as caught:
+        AbortClient(app)
+    assert "s3cretWord" not in str(caught.value)
+
+
+async def test_results_kept_elsewhere_can_be_aborted_but_not_awaited(
+    dsn: str, task_id: str
+) -> None:
+    """With another backend, aborts go through PostgreSQL and results stay where they are."""
+    app = Celery(
+        "tests", broker="memory://", backend="cache+memory://", set_as_current=False
+    )
+    app.conf.aioabort_dsn = dsn
+    app.conf.result_backend_thread_safe = True
+    async with AbortClient(app) as client:
+        assert (await client.abort(task_id, reason="why")).answer == "requested"
+        assert (await client.abort(task_id)).answer == "requested_before"
+        assert (await client.snapshot(task_id)).is_aborted
+        done = str(uuid4())
+        app.backend.store_result(done, 1, states.SUCCESS)
+        receipt = await client.abort(done)
+        assert (receipt.answer, receipt.state) == ("finished", "SUCCESS")
+        with pytest.raises(ResultsElsewhere):
+            await client.wait(task_id)
+
+
+async def test_eager_tasks_cannot_be_sent(app: Celery, client: AbortClient) -> None:
+    """What ran in the sender's process has nothing to abort: an error, no silence."""
+    app.conf.task_always_eager = True
+
+    @app.task
+    def eager() -> int:
+        return 1
+
+    with pytest.raises(AioabortError, match="task_always_eager"):
+        await client.send(eager)
+
+
+async def test_a_wait_outlives_an_outage(
+    network: Network,
+    make_app: MakeApp,
+    app: Celery,
+    task_id: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While PostgreSQL is away, ``abort()`` raises and ``wait()`` goes on.
+
+    wait() | connections reset | task ends, its notification reaches nobody | back
+    """
+    client_app = make_app(network.dsn, aioabort_poll_interval=0.1)
+    caplog.set_level(logging.INFO, "aioabort")
+    async with AbortClient(client_app) as client:
+        waiting = asyncio.create_task(client.wait(task_id))
+        await is_awaited(waiting)
+        await network.cut()
+        with fail_after(10), pytest.raises(StoreUnavailable, match="away"):
+            await client.abort(task_id)
+        with fail_after(10), pytest.raises(WaitTimeout, match="could not be asked"):
+            await client.wait(task_id, timeout=1)
+        await end(app, task_id, "value", states.SUCCESS)
+        await network.mend()
+        with fail_after(15):
+            assert await waiting == "value"
+        assert (await client.abort(task_id)).answer == "finished"
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("aioabort")
+    ]
+    assert 1 <= len(warnings) <= 2, warnings  # the hub's, the listener's
+
+
+async def test_a_listener_that_was_ended_listens_again(
+    dsn: str,
+    make_app: MakeApp,
+    database: "asyncpg.Connection[Any]",
+    task_id: str,
+) -> None:
+    """``pg_terminate_backend`` costs a reconnect, and what ended meanwhile is found.
+
+    wait() | listener ended | task ends, NOTIFY to nobody | LISTEN again, look at all
+    """
+    app = make_app(dsn, aioabort_poll_interval=5.0)
+    async with AbortClient(app) as client:
+        waiting = asyncio.create_task(client.wait(task_id))
+        await is_awaited(waiting)
+        ended = await database.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+        )
+        assert ended == 1
+        await end(app, task_id, "value", states.SUCCESS)
+        with fail_after(4):
+            assert await waiting == "value"
+
+
+async def test_a_refusal_reaches_those_who_wait(
+    app: Celery, database: "asyncpg.Connection[Any]", task_id: str
+) -> None:
+    """A table that is gone does not come back by waiting: the error is raised."""
+    async with AbortClient(app) as client:
+        await database.execute("DROP TABLE aioabort_request")
+        with fail_after(10), pytest.raises(StoreError, match="aioabort_request"):
+            await client.wait(task_id)
+        with suppress(asyncio.CancelledError), pytest.raises(StoreError):
+            await client.abort(task_id)

@@ -1,0 +1,390 @@
+"""The statements, on a real PostgreSQL, with the races that they decide."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from anyio import fail_after, to_thread
+from celery import Celery, states
+
+from aioabort import AbortRequest, StoreError
+from aioabort.postgres.connection import connect, open_pool
+from aioabort.postgres.store import Store, open_store
+from aioabort.settings import read_settings
+
+Database: TypeAlias = "asyncpg.Connection[Any]"
+
+CELERY_ROW = "SELECT * FROM celery_taskmeta WHERE task_id = $1"
+OUR_ROW = "SELECT * FROM aioabort_request WHERE task_id = $1"
+
+#: Anybody who waits for a lock that another transaction holds.
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+async def store_result(app: Celery, task_id: str, result: Any, state: str) -> None:
+    """Store a result as a worker does."""
+    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
+
+
+async def somebody_waits(database: Database) -> None:
+    """Return when a statement waits for a lock."""
+    with fail_after(10):
+        while not await database.fetchval(WAITING):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_task_without_a_row_gets_one(
+    store: Store, database: Database, task_id: str
+) -> None:
+    """A queued task becomes ABORTED, with a date by which Celery cleans it up."""
+    requests = await store.request([task_id], "why", "alice")
+    row = await database.fetchrow(CELERY_ROW, task_id)
+    assert row is not None
+    assert row["status"] == "ABORTED"
+    age = datetime.now(UTC) - row["date_done"].replace(tzinfo=UTC)
+    assert abs(age) < timedelta(minutes=5)
+    assert requests[task_id].reason == "why"
+    assert requests[task_id].requested_by == "alice"
+    ours = await database.fetchrow(OUR_ROW, task_id)
+    assert ours is not None
+    assert ours["expires_at"] - ours["requested_at"] > timedelta(days=29)
+
+
+async def test_celery_goes_on_with_the_row_that_abort_made(
+    app: Celery, store: Store, task_id: str
+) -> None:
+    """Celery updates our row as if it were its own: same columns, same sequence."""
+    await store.request([task_id])
+    await store_result(app, task_id, {"n": 1}, "PROGRESS")
+    other = str(uuid4())
+    await store_result(app, other, 2, states.SUCCESS)
+    results = [app.AsyncResult(id_).result for id_ in (task_id, other)]
+    assert results == [{"n": 1}, 2]
+
+
+async def test_what_celery_knows_of_a_task_is_kept(
+    store: Store, database: Database, task_id: str
+) -> None:
+    """Only the status changes: name, arguments, worker, result stay as they were."""
+    await database.execute(
+        "ALTER TABLE celery_taskmeta ADD COLUMN IF NOT EXISTS name varchar(155), "
+        "ADD COLUMN IF NOT EXISTS args bytea"
+    )
+    await database.execute(
+        "INSERT INTO celery_taskmeta (id, task_id, status, result, name, args)"
+        "VALUES (1000, $1, 'PROGRESS', $2, 'proj.index', $3)",
+        task_id,
+        b'{"n": 1}',
+        b"[1]",
+    )
+    before = await database.fetchrow(CELERY_ROW, task_id)
+    await store.request([task_id])
+    after = await database.fetchrow(CELERY_ROW, task_id)
+    assert before is not None
+    assert after is not None
+    assert {**after, "status": "PROGRESS"} == dict(before)
+
+
+@pytest.mark.parametrize("state", sorted(states.READY_STATES))
+async def test_a_finished_task_is_not_changed(
+    app: Celery, store: Store, database: Database, task_id: str, state: str
+) -> None:
+    """Whatever ended a task, its row stays to the byte and no request is made."""
+    result = "value" if state == states.SUCCESS else ValueError("x")
+    await store_result(app, task_id, result, state)
+    before = await database.fetchrow(CELERY_ROW, task_id)
+    assert await store.request([task_id]) == {}
+    assert await database.fetchrow(CELERY_ROW, task_id) == before
+    assert await database.fetchrow(OUR_ROW, task_id) is None
+
+
+async def test_the_first_request_stays(store: Store, task_id: str) -> None:
+    """A second request changes neither reason nor name."""
+    await store.request([task_id], "first", "alice")
+    assert await store.request([task_id], "second", "bob") == {}
+    request = (await store.observe([task_id]))[task_id].request
+    assert request is not None
+    assert (request.reason, request.requested_by) == ("first", "alice")
+
+
+async def test_a_task_that_finishes_first_keeps_its_result(
+    store: Store, database: Database, app: Celery, task_id: str
+) -> None:
+    """The end of a task and a request at the same instant: the end came first.
+
+    worker: UPDATE … SUCCESS | abort: waits for the row | worker: COMMIT | abort: no
+    """
+    await store_result(app, task_id, None, states.STARTED)
+    async with asyncio.TaskGroup() as group, database.transaction():
+        await database.execute(
+            "UPDATE celery_taskmeta SET status = 'SUCCESS' WHERE task_id = $1",
+            task_id,
+        )
+        request = group.create_task(store.request([task_id]))
+        await somebody_waits(database)
+    assert request.result() == {}
+    assert await database.fetchrow(OUR_ROW, task_id) is None
+
+
+async def test_a_result_that_is_rolled_back_does_not_stop_a_request(
+    store: Store, database: Database, app: Celery, task_id: str
+) -> None:
+    """A worker whose store fails has not finished, and the request holds.
+
+    worker: UPDATE … SUCCESS | abort: waits | worker: ROLLBACK | abort: yes
+    """
+    await store_result(app, task_id, None, states.STARTED)
+    async with asyncio.TaskGroup() as group:
+        transaction = database.transaction()
+        await transaction.start()
+        await database.execute(
+            "UPDATE celery_taskmeta SET status = 'SUCCESS' WHERE task_id = $1", task_id
+        )
+        request = group.create_task(store.request([task_id]))
+        await somebody_waits(database)
+        await transaction.rollback()
+    assert task_id in request.result()
+
+
+@pytest.mark.parametrize("has_row", [True, False])
+async def test_a_request_that_comes_first_survives_the_result(
+    app: Celery, database: Database, task_id: str, has_row: bool
+) -> None:
+    """The end of a task and a request at the same instant: the request came first.
+
+    abort: row ABORTED | worker: SUCCESS waits for the row | abort: COMMIT | worker:
+    SUCCESS stored. Without a row, the worker's INSERT waits and then fails as a
+    duplicate, and Celery tries again.
+    """
+    if has_row:
+        await store_result(app, task_id, None, states.STARTED)
+    async with connect(read_settings(app).dsn) as link:
+        store = await open_store(link, read_settings(app))
+        async with asyncio.TaskGroup() as group, link.connection.transaction():
+            assert task_id in await store.request([task_id])
+            stored = group.create_task(
+                store_result(app, task_id, "value", states.SUCCESS)
+            )
+            await somebody_waits(database)
+        await stored
+        row = (await store.observe([task_id]))[task_id]
+    assert row.state == "SUCCESS"
+    assert row.request is not None
+    assert row.request.is_pending
+
+
+async def test_overlapping_requests_do_not_deadlock(
+    store: Store, database: Database
+) -> None:
+    """Many clients abort the same tasks in opposite orders; each is requested once."""
+    ids = [str(uuid4()) for _ in range(500)]
+    with fail_after(60):
+        answers = await asyncio.gather(
+            *(store.request(ids[:: 1 if number % 2 else -1]) for number in range(12))
+        )
+    assert sorted(id_ for answer in answers for id_ in answer) == sorted(ids)
+    assert await database.fetchval("SELECT count(*) FROM aioabort_request") == len(ids)
+
+
+async def test_a_settled_request_can_be_made_anew(store: Store, task_id: str) -> None:
+    """An id that is published again can be aborted again, without the old traces."""
+    first = (await store.request([task_id], "first"))[task_id]
+    await store.record_seen([first], [0.0], "node")
+    await store.record_outcomes([first], ["returned"], [0.0])
+    again = (await store.request([task_id], "again"))[task_id]
+    assert again.requested_at > first.requested_at
+    assert again.is_pending
+    assert (again.reason, again.seen_at, again.outcome_at) == ("again", None, None)
+
+
+async def test_a_late_report_does_not_settle_a_newer_request(
+    store: Store, task_id: str
+) -> None:
+    """What is reported of an earlier run says nothing of the request made since.
+
+    run 1 ends, its report waits | settled elsewhere | requested anew | report of run 1
+    """
+    first = (await store.request([task_id]))[task_id]
+    await store.record_outcomes([first], ["returned"], [0.0])
+    again = (await store.request([task_id]))[task_id]
+    await store.record_seen([first], [0.0], "node")
+    await store.record_outcomes([first], ["failed"], [0.0])
+    assert (await store.observe([task_id]))[task_id].request == again
+
+
+async def test_the_first_report_stays(store: Store, task_id: str) -> None:
+    """Two runs of the same id report; what was recorded first is the record."""
+    request = (await store.request([task_id]))[task_id]
+    await store.record_seen([request], [2.0], "first")
+    await store.record_seen([request], [0.0], "second")
+    await store.record_outcomes([request], ["aborted"], [1.0])
+    await store.record_outcomes([request], ["returned"], [0.0])
+    settled = (await store.observe([task_id]))[task_id].request
+    assert settled is not None
+    assert (settled.seen_by, settled.outcome) == ("first", "aborted")
+    assert settled.seen_at is not None
+    assert settled.outcome_at is not None
+    assert settled.seen_at < settled.outcome_at
+
+
+async def test_only_what_concerns_a_worker_is_observed(
+    app: Celery, store: Store
+) -> None:
+    """A look returns rows for requests and for ABORTED written by others, no more."""
+    asked, flower, running, unknown = (str(uuid4()) for _ in range(4))
+    await store.request([asked])
+    await store_result(app, flower, None, "ABORTED")
+    await store_result(app, running, None, states.STARTED)
+    rows = await store.observe([asked, flower, running, unknown])
+    assert set(rows) == {asked, flower}
+    assert isinstance(rows[asked].request, AbortRequest)
+    assert rows[flower].request is None
+
+
+async def test_ended_are_the_stored_and_those_that_store_nothing(
+    app: Celery, store: Store
+) -> None:
+    """A result ends a task; so does a settled request where no result is stored."""
+    success, silent, aborting, progress, unknown = (str(uuid4()) for _ in range(5))
+    await store_result(app, success, 1, states.SUCCESS)
+    await store_result(app, progress, {}, "PROGRESS")
+    requests = await store.request([silent, aborting])
+    await store.record_outcomes([requests[silent]], ["returned"], [0.0])
+    rows = await store.finished([success, silent, aborting, progress, unknown])
+    assert set(rows) == {success, silent}
+
+
+async def test_the_tables_are_created_once_by_whoever_is_first(
+    app_on_empty: Celery,
+) -> None:
+    """Many processes that start at once on a new database all succeed.
+
+    A: is there a table? no | B: is there a table? no | A: CREATE | B: CREATE
+    """
+    settings = read_settings(app_on_empty)
+
+    async def start() -> bool:
+        async with open_pool(settings.dsn, max_size=1) as pool:
+            store = await open_store(pool, settings)
+            return bool(await store.request(["same"]))
+
+    with fail_after(60):
+        created = await asyncio.gather(*(start() for _ in range(10)))
+    assert sum(created) == 1
+
+
+@pytest.fixture
+def app_on_empty(empty_dsn: str, make_app: Callable[..., Celery]) -> Celery:
+    return make_app(empty_dsn)
+
+
+async def test_a_missing_table_is_named(
+    empty_dsn: str, make_app: Callable[..., Celery]
+) -> None:
+    """Where tables must not be created, the error says which one is missing."""
+    settings = read_settings(make_app(empty_dsn, aioabort_create_tables=False))
+    async with connect(settings.dsn) as link:
+        with pytest.raises(StoreError, match=r"aioabort_request.*is missing"):
+            await open_store(link, settings)
+        tables = await link.fetch("SELECT FROM pg_tables WHERE schemaname = 'public'")
+    assert tables == []
+
+
+async def test_a_role_without_rights_writes_nothing(
+    app: Celery, database: Database, task_id: str
+) -> None:
+    """Rights on Celery's table alone: the error names ours, and nothing is half done."""
+    role = f"aioabort_{uuid4().hex}"
+    await database.execute(
+        f"CREATE ROLE {role}; GRANT ALL ON celery_taskmeta, task_id_sequence TO {role}"
+    )
+    try:
+        settings = read_settings(app)
+        async with connect(settings.dsn) as link:
+            store = await open_store(link, settings)
+            await link.execute(f"SET ROLE {role}")
+            with pytest.raises(StoreError, match="denied for table aioabort_request"):
+                await store.request([task_id])
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert await database.fetchrow(CELERY_ROW, task_id) is None
+
+
+async def test_names_of_tables_are_quoted(
+    dsn: str, database: Database, make_app: Callable[..., Celery]
+) -> None:
+    """Schemas and tables may have any name; it is never taken for SQL."""
+    schema, table = 'Odd "schema"', "Tasks'; DROP TABLE celery_taskmeta; --"
+    await database.execute('CREATE SCHEMA "Odd ""schema"""')
+    await database.execute(
+        'CREATE SEQUENCE "Odd ""schema""".task_id_sequence;'
+        'CREATE TABLE "Odd ""schema"""."Tasks\'; DROP TABLE celery_taskmeta; --"'
+        "(LIKE celery_taskmeta INCLUDING ALL)"
+    )
+    app = make_app(
+        dsn,
+        database_table_names={"task": table},
+        database_table_schemas={"task": schema},
+    )
+    settings = read_settings(app)
+    async with connect(settings.dsn) as link:
+        store = await open_store(link, settings)
+        assert store.has_results
+        assert "id" in await store.request(["id"])
+        assert (await store.snapshots(["id"]))["id"].state == "ABORTED"
+    assert await database.fetchval("SELECT count(*) FROM celery_taskmeta") == 0
+
+
+async def test_without_celerys_table_requests_stand_alone(
+    empty_dsn: str, make_app: Callable[..., Celery]
+) -> None:
+    """Results that are kept elsewhere leave only the table of requests here."""
+    app = make_app(empty_dsn, aioabort_dsn=empty_dsn, result_backend="cache+memory://")
+    app.backend_cls = None
+    settings = read_settings(app)
+    async with connect(settings.dsn) as link:
+        store = await open_store(link, settings)
+        assert not store.has_results
+        assert set(await store.request(["a", "b", "a"], "why")) == {"a", "b"}
+        assert await store.request(["a"]) == {}
+        request = (await store.observe(["a"]))["a"].request
+    assert request is not None
+    assert request.reason == "why"
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_hints_go_out_if_they_are_wanted(
+    dsn: str, database: Database, make_app: Callable[..., Celery], notify: bool
+) -> None:
+    """Notifications name the ids on two channels, or are not sent at all."""
+    heard: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
+    settings = read_settings(make_app(dsn, aioabort_notify=notify))
+    async with connect(settings.dsn) as link:
+        store = await open_store(link, settings)
+
+        def listen(_c: Any, _pid: int, channel: str, payload: object) -> None:
+            heard.put_nowait((channel, payload))
+
+        for channel in (store.request_channel, store.done_channel, "end"):
+            await database.add_listener(channel, listen)
+        await store.hint_workers(["a", "b"])
+        await store.hint_clients(["c"])
+        await link.execute('NOTIFY "end"')
+        with fail_after(5):
+            messages = [await heard.get()]
+            while messages[-1][0] != "end":
+                messages.append(await heard.get())
+    expected = [(store.request_channel, "1:a,b"), (store.done_channel, "1:c")]
+    assert messages[:-1] == (expected if notify else [])

@@ -1,0 +1,50 @@
+"""What is refused before it is sent."""
+
+import pytest
+
+from aioabort import InvalidRequest
+from aioabort.producer.limits import check_task_id, check_text
+
+
+@pytest.mark.parametrize("task_id", ["a", "é" * 155, "0" * 155])
+def test_ids_that_fit_are_taken(task_id: str) -> None:
+    """The limit is Celery's column: 155 characters, not bytes."""
+    assert check_task_id(task_id) is None
+
+
+@pytest.mark.parametrize(
+    ("task_id", "message"),
+    [
+        ("", "not empty"),
+        (None, "not empty"),
+        (7, "not empty"),
+        ("0" * 156, "at most 155 characters, not 156"),
+        ("a\0b", "NUL"),
+        ("\ud800", "not valid Unicode"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(task_id: object, message: str) -> None:
+    """The error says what is wrong with the id."""
+    with pytest.raises(InvalidRequest, match=message):
+        check_task_id(task_id)
+
+
+@pytest.mark.parametrize("text", [None, "", "why", "é" * 2_048])
+def test_texts_that_fit_are_taken(text: str | None) -> None:
+    """The limit of a reason is 4,096 bytes in UTF-8."""
+    assert check_text("reason", text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("é" * 2_049, "reason has at most 4096 bytes in UTF-8, not 4098"),
+        ("a\0b", "reason contains a NUL"),
+        (b"why", "reason is a string or None, not bytes"),
+        ("\udfff", "reason is not valid Unicode"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(text: object, message: str) -> None:
+    """The error names the argument and says what is wrong with it."""
+    with pytest.raises(InvalidRequest, match=message):
+        check_text("reason", text)
