@@ -10,6 +10,7 @@ from anyio import CancelScope, move_on_after
 
 from aioabort.dsn import Dsn
 from aioabort.postgres.errors import driver_errors
+from aioabort.postgres.statements import PING
 
 CONNECT_TIMEOUT = 10.0
 
@@ -74,12 +75,18 @@ async def connect(dsn: Dsn) -> AsyncGenerator[Link]:
 async def open_pool(
     dsn: Dsn, max_size: int
 ) -> AsyncGenerator["asyncpg.Pool[asyncpg.Record]"]:
-    """Open a pool for the time of the block; its first statement connects."""
+    """Open a pool for the time of the block, and make sure that it connects.
+
+    Raises StoreUnavailable when the server cannot be reached, and StoreError when it
+    refuses.
+    """
     with driver_errors():
         pool = await asyncpg.create_pool(
             min_size=0, max_size=max_size, **_arguments(dsn)
         )
     try:
+        with driver_errors():
+            await pool.fetch(PING)
         yield pool
     finally:
         with CancelScope(shield=True), move_on_after(CLOSE_TIMEOUT):

@@ -153,8 +153,8 @@ class AbortClient:
         check_task_id(task_id)
         if not self._opened_store().has_results:
             raise ResultsElsewhere(
-                f"The results of {self.app!r} are not kept in PostgreSQL: "
-                "aioabort cannot await them"
+                f"There is no table {self._settings.task_table!r} with results in "
+                f"{self._settings.dsn}: aioabort cannot await them"
             )
         return value_of(decode(await self._finished(task_id, timeout), self._backend))
 
@@ -194,11 +194,11 @@ class AbortClient:
     async def _run(self, opened: asyncio.Future[None]) -> None:
         """Hold the connections until this task is cancelled."""
         try:
-            # Creates Celery's table, if that is its way, before we look for it.
-            self._backend = await to_thread.run_sync(lambda: self.app.backend)
             async with open_pool(
                 self._settings.dsn, self._settings.pool_max_size
             ) as pool:
+                # Creates Celery's table, if that is its way, before we look for it.
+                self._backend = await to_thread.run_sync(lambda: self.app.backend)
                 store = await open_store(pool, self._settings)
                 self._store = store
                 opened.set_result(None)

@@ -84,8 +84,6 @@ def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
     except ImproperlyConfigured as error:
         _warn_once(str(error))
         return None
-    # Celery's table is created by its backend, which must exist before we look.
-    _ = task.backend
     run = Run(request, agent)
     token.current.set(run)
     agent.begin(run)

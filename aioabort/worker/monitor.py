@@ -24,6 +24,9 @@ from aioabort.worker.run import Run
 
 ASK_TIMEOUT = 5.0
 
+#: In an outage, the runs that end are kept to be settled after it, up to this many.
+MOST_RUNS = 10_000
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,11 +55,11 @@ class Monitor:
         A request that came too late for the task to see was still made before the
         result was stored, so one more look finds it.
         """
-        if run.outcome is None:
+        if run.outcome is not None:
+            self._reports.done(run.task_id)
+        if run.outcome is None or len(self._watcher) > MOST_RUNS:
             self._forget(run)
-            return
-        self._reports.done(run.task_id)
-        if run.aborted:
+        elif run.aborted:
             self._watcher.hint((run.task_id,))
         else:
             self._watcher.defer(run.task_id)

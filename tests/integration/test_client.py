@@ -354,10 +354,7 @@ async def test_an_unreachable_server_is_a_clear_error(
     make_app: MakeApp, task_id: str
 ) -> None:
     """Nobody listens at the address: opening says so, and does not print a password."""
-    app = make_app(
-        "postgresql://me:s3cretWord@127.0.0.1:1/db",
-        database_create_tables_at_setup=False,
-    )
+    app = make_app("postgresql://me:s3cretWord@127.0.0.1:1/db")
     with (
         fail_after(15),
         pytest.raises(StoreUnavailable, match="PostgreSQL is away") as e,
@@ -375,7 +372,7 @@ async def test_a_database_that_does_not_exist_is_a_clear_error(
 ) -> None:
     """The error has the server's own words."""
     missing = dsn.replace("/aioabort_", "/missing_")
-    app = make_app(missing, database_create_tables_at_setup=False)
+    app = make_app(missing)
     with fail_after(15), pytest.raises(StoreError, match=r'"missing_.*does not exist'):
         await AbortClient(app).open()
 
