@@ -13,6 +13,7 @@ from anyio import create_task_group, fail_after
 
 from aioabort.exceptions import StoreUnavailable
 from aioabort.postgres.connection import Link, connect
+from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.listener import listen, until_lost
 from aioabort.postgres.store import Store, open_store
 from aioabort.reconnect import Connectivity, keep_running
@@ -72,7 +73,7 @@ class Monitor:
         """Return the row of a task that need not run here, if it was asked to stop."""
         if self._connectivity.trouble is not None:
             raise self._connectivity.trouble
-        with fail_after(ASK_TIMEOUT):
+        with driver_errors(), fail_after(ASK_TIMEOUT):
             await self._connected.wait()
         if self._store is None:
             raise StoreUnavailable("PostgreSQL is away: the connection was closed")
