@@ -17,4 +17,4 @@ CREATE TABLE IF NOT EXISTS {request} (
 ) WITH (fillfactor = 80);
 
 -- For cleanup only.
-CREATE INDEX IF NOT EXISTS aioabort_request_expires_at ON {request} (expires_at);
+CREATE INDEX IF NOT EXISTS {index} ON {request} (expires_at);

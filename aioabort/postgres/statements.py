@@ -89,7 +89,8 @@ RECORD_OUTCOME: Final = """
     SET outcome = n.outcome,
         outcome_at = clock_timestamp() - make_interval(secs => n.age),
         -- Both moments are measured back from the statement that records them.
-        seen_at = least(r.seen_at, clock_timestamp() - make_interval(secs => n.age))
+        seen_at = CASE WHEN r.seen_at IS NOT NULL THEN
+            least(r.seen_at, clock_timestamp() - make_interval(secs => n.age)) END
     FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::float8[])
         AS n (task_id, requested_at, outcome, age)
     WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
@@ -143,16 +144,30 @@ class Tables:
 
     @property
     def request(self) -> str:
-        """The table of requests, beside Celery's."""
-        return self._qualified("aioabort_request")
+        """The table of requests, beside Celery's; an app with its own has its own."""
+        return self._qualified(self._request_table)
+
+    @property
+    def _request_table(self) -> str:
+        is_default = self.task_table == "celery_taskmeta"
+        return (
+            "aioabort_request" if is_default else f"aioabort_request_{self.task_table}"
+        )
 
     def fill(self, statement: str) -> str:
         """Put the tables' names into *statement*."""
         sequence = self._qualified("task_id_sequence").replace("'", "''")
         return statement.format(
-            task=self.task, request=self.request, sequence=f"'{sequence}'"
+            task=self.task,
+            request=self.request,
+            index=_quoted(f"{self._request_table}_expires_at"),
+            sequence=f"'{sequence}'",
         )
 
     def _qualified(self, name: str) -> str:
         parts = [name] if self.schema is None else [self.schema, name]
-        return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+        return ".".join(map(_quoted, parts))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

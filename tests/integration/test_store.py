@@ -388,3 +388,29 @@ async def test_hints_go_out_if_they_are_wanted(
                 messages.append(await heard.get())
     expected = [(store.request_channel, "1:a,b"), (store.done_channel, "1:c")]
     assert messages[:-1] == (expected if notify else [])
+
+
+async def test_apps_with_tables_of_their_own_do_not_share_requests(
+    dsn: str, store: Store, make_app: Callable[..., Celery]
+) -> None:
+    """The same id in two apps, such as "nightly", is two tasks."""
+    other = make_app(dsn, aioabort_dsn=dsn, database_table_names={"task": "other"})
+    settings = read_settings(other)
+    async with connect(settings.dsn) as link:
+        others = await open_store(link, settings)
+        assert "nightly" in await store.request(["nightly"])
+        assert await others.observe(["nightly"]) == {}
+        assert "nightly" in await others.request(["nightly"])
+        indexes = await link.fetch("SELECT FROM pg_indexes WHERE indexname LIKE '%at'")
+    assert len(indexes) >= 2
+
+
+async def test_a_request_that_nobody_saw_stays_unseen(
+    store: Store, task_id: str
+) -> None:
+    """The end of a task does not make it one that has noticed."""
+    request = (await store.request([task_id]))[task_id]
+    await store.record_outcomes([request], ["too_late"], [0.0])
+    settled = (await store.observe([task_id]))[task_id].request
+    assert settled is not None
+    assert (settled.outcome, settled.seen_at) == ("too_late", None)
