@@ -1,0 +1,59 @@
+"""The Celery app, as ``celery -A aioabort.demo.project worker`` finds it.
+
+Its settings are in the environment, so that the demo and its worker have the same.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from celery import Celery, Task, signals
+from celery.contrib.abortable import AbortableTask as OriginalTask
+
+from aioabort import AbortableTask
+from aioabort.demo import tasks
+from aioabort.demo.broker import register_scheme
+from aioabort.demo.ledger import entry_of
+
+VARIABLE: Final = "AIOABORT_DEMO_SETTINGS"
+
+AnyTask = Task[..., Any]
+Body = Callable[..., Any]
+
+register_scheme()
+app = Celery("aioabort-demo")
+app.conf.update(json.loads(os.environ.get(VARIABLE, "{}")))
+
+
+def _register(base: type[AnyTask], body: Body, **options: Any) -> AnyTask:
+    def run(task: tasks.Abortable, entry: int, *args: Any) -> Any:
+        return body(task, entry_of(app.conf.demo_ledger, entry), *args)
+
+    name = f"{base.__module__}.{body.__name__}"
+    decorate: Any = app.task(bind=True, base=base, name=name, **options)
+    registered: AnyTask = decorate(run)
+    return registered
+
+
+def _note_end(_task: AnyTask, _: Any, _id: str, args: list[Any], __: Any) -> None:
+    # Celery calls this just after the result is committed.
+    entry_of(app.conf.demo_ledger, args[0]).stopped = time.monotonic()
+
+
+def _register_all(base: type[AnyTask]) -> dict[str, AnyTask]:
+    bodies = (tasks.index, tasks.weigh, tasks.noop, tasks.spin, tasks.doze)
+    registered = {body.__name__: _register(base, body) for body in bodies}
+    return registered | {"nap": _register(base, tasks.nap, on_success=_note_end)}
+
+
+#: The tasks of both libraries by their name.
+ORIGINALS: Final = _register_all(OriginalTask)
+OURS: Final = _register_all(AbortableTask)
+
+
+@signals.worker_ready.connect
+def _tell_that_it_is_ready(**_: Any) -> None:
+    Path(app.conf.demo_ready).touch()

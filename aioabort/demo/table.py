@@ -1,0 +1,115 @@
+"""The tables at the end, and what their words mean."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from aioabort.demo.libraries import LIBRARIES
+from aioabort.demo.measuring import Measurement
+from aioabort.demo.moments import Moment
+from aioabort.demo.summary import Summary
+from aioabort.demo.tasks import EVERY
+
+CAPTION = """\
+Aborts were asked of runs that were queued, on ETA, just started, mid-way and between \
+progress updates. asked: abort() returned, and the run could still have stopped. \
+honoured: the body never ran, or stopped when a check returned True. lost: the body ran \
+to its end although it made a check after abort() had returned. All of it by the body's \
+own notes, not by Celery's states. Times are from abort()'s return to the stop of a body \
+that was running. Both libraries: the same tree, moments, checks (one a file), progress \
+updates (every {every} files) and settings (task_track_started is on).\
+"""
+
+MEASUREMENTS_CAPTION = """\
+Medians; the two libraries in turn, on the same worker and server. A task that waits \
+checks every half millisecond, one that computes checks without a pause. Awaited: by \
+get() in a thread, and by await wait(). No-op tasks: all in the queue when the first \
+begins, counted by the date_done of their results.\
+"""
+
+#: From here on, decimals mean nothing.
+MANY = 10
+
+Cell = Callable[[Summary], str]
+
+
+def print_summaries(console: Console, summaries: Sequence[Summary]) -> None:
+    """Print the one table of the demo."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(summary.library, justify="right")
+    for label, cell in _rows(summaries).items():
+        table.add_row(label, *map(cell, summaries))
+    console.print(table)
+    console.print(CAPTION.format(every=EVERY), style="dim", highlight=False)
+
+
+def _rows(summaries: Sequence[Summary]) -> dict[str, Cell]:
+    unit = summaries[0].unit
+    rows: dict[str, Cell] = {
+        "aborts asked": lambda s: f"{s.asked()}",
+        "honoured": lambda s: f"{s.count('honoured')}",
+        "lost": lambda s: f"{s.count('lost')}",
+        **{f"  {moment.value}": partial(_lost_at, moment) for moment in Moment},
+        "too late to ask": lambda s: f"{s.count('too late')}",
+        "failed": lambda s: f"{s.count('failed')}",
+        "abort() to stop, p50": lambda s: duration(s.stopped_after(50)),
+        "abort() to stop, p99": lambda s: duration(s.stopped_after(99)),
+        "abort() itself, p50": lambda s: duration(s.abort_took),
+        "one check": lambda s: duration(s.check),
+        "  of Event.is_set()": lambda s: f"{s.check / s.is_set:,.1f} x",
+        f"database {unit} per run": lambda s: f"{s.statements:,.0f}",
+    }
+    if not any(s.count("too late") for s in summaries):
+        del rows["too late to ask"]
+    if not any(s.count("failed") for s in summaries):
+        del rows["failed"]
+    return rows
+
+
+def _lost_at(moment: Moment, summary: Summary) -> str:
+    return f"{summary.count('lost', moment=moment)} of {summary.asked(moment)}"
+
+
+def print_measurements(console: Console, rows: Sequence[Measurement]) -> None:
+    """Print the table of ``--measure``."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for heading in (*LIBRARIES.values(), "ratio"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = (_figure(row.original, row.unit), _figure(row.ours, row.unit))
+        table.add_row(row.label, *figures, _ratio(row))
+    console.print(table)
+    console.print(MEASUREMENTS_CAPTION, style="dim", highlight=False)
+
+
+def _ratio(row: Measurement) -> str:
+    """Return how the figures compare; nothing if one of them is too small to tell."""
+    if not row.ours or not row.original:
+        return "-"
+    if row.ours * 100 < row.original:
+        return f"1 / {row.original / row.ours:,.0f}"
+    return f"{row.ours / row.original:.2f}"
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "s":
+        return duration(value)
+    return f"{value:,.0f} {unit}" if value >= MANY else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return *seconds* in the unit that suits them."""
+    if seconds is None:
+        return "-"
+    if not seconds:
+        return "0"
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:,.3g} {unit}"
+    return f"{seconds * 1e9:,.0f} ns"
