@@ -11,7 +11,7 @@ from aioabort.exceptions import StoreError
 
 FIRST_DELAY = 0.1
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Connectivity:

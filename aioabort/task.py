@@ -11,7 +11,7 @@ from aioabort.worker.execution import make_abortable
 from aioabort.worker.run import Run
 from aioabort.worker.token import OUTSIDE, AbortToken, current, current_token
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _token = current.get
 

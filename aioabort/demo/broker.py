@@ -31,7 +31,7 @@ class Channel(filesystem.Channel):
 class Transport(filesystem.Transport):
     """The transport that Celery finds under our scheme."""
 
-    Channel = Channel
+    Channel: type[filesystem.Channel] = Channel
 
 
 def register_scheme() -> None:

@@ -13,7 +13,7 @@ from aioabort import AbortClient, TaskAborted
 from aioabort.demo.ledger import Entry, until
 from aioabort.demo.project import ORIGINALS, OURS, AnyTask, app
 
-Result = AbortableAsyncResult[Any] if TYPE_CHECKING else AbortableAsyncResult
+_Result = AbortableAsyncResult[Any] if TYPE_CHECKING else AbortableAsyncResult
 
 
 class Library(Protocol):
@@ -53,12 +53,12 @@ class Original:
 
     async def abort(self, task_id: str) -> None:
         """Ask the task to stop."""
-        result = Result(task_id, app=app)
+        result = _Result(task_id, app=app)
         await to_thread.run_sync(result.abort)
 
     async def wait(self, task_id: str) -> Any:
         """Return the task's value when it has ended."""
-        result = Result(task_id, app=app)
+        result = _Result(task_id, app=app)
         while True:
             # A thread cannot be cancelled: for a short time only, or Ctrl-C would wait.
             with suppress(CeleryTimeoutError):

@@ -24,11 +24,11 @@ from aioabort.demo.libraries import LIBRARIES, Library, open_library
 from aioabort.demo.worker import Worker
 
 #: How often each latency is measured.
-TIMES = 25
+TIMES = 20
 
 #: Rounds of throughput, and tasks of each library in a round.
 ROUNDS = 5
-TASKS = 200
+TASKS = 150
 
 #: As many tasks at a time as a small machine has cores.
 CONCURRENCY = 2
@@ -66,16 +66,16 @@ async def measure(
         libraries = (theirs, mine)
         display.say("Measuring the cost of a check")
         rows = await _checks(*libraries)
-        for kind, task in (("waits", "doze"), ("computes", "spin")):
+        for kind, task in (("waits", "doze"), ("spins", "spin")):
             display.say(f"Measuring the latency of abort() for a task that {kind}")
             labels = {
-                f"abort() called to True, if it {kind}": "s",
-                f"abort() returned to True, if it {kind}": "s",
+                f"abort() called, seen ({kind})": "s",
+                f"abort() returned, seen ({kind})": "s",
             }
             once = partial(_noticed, bench, task)
             rows += await _in_turn(labels, once, libraries, TIMES)
         display.say("Measuring the latency of results")
-        labels = {"result committed to awaited": "s"}
+        labels = {"committed, awaited": "s"}
         rows += await _in_turn(labels, partial(_awaited, bench), libraries, TIMES)
         display.say("Measuring throughput")
         once = partial(_tasks_per_second, bench, worker)
@@ -89,7 +89,7 @@ async def _checks(theirs: Library, mine: Library) -> list[Measurement]:
     factors = original / is_set_there, ours / is_set_here
     return [
         Measurement("one check", "s", original, ours),
-        Measurement("one check, in Event.is_set()", "x", *factors),
+        Measurement("  of Event.is_set()", "x", *factors),
     ]
 
 

@@ -24,7 +24,7 @@ AnyTask = Task[..., Any]
 Body = Callable[..., Any]
 
 register_scheme()
-app = Celery("aioabort-demo")
+app: Celery = Celery("aioabort-demo")
 app.conf.update(json.loads(os.environ.get(VARIABLE, "{}")))
 
 

@@ -38,7 +38,8 @@ def _compare(
 ) -> bool:
     display.say(
         f"Indexing the first {job.files} files of {job.path}, "
-        f"{job.seconds:g} s a run, {options.runs} runs of each library"
+        f"{job.seconds:g} s a run, {options.runs} runs"
+        + ("" if options.only else " of each library")
     )
     summaries = anyio.run(partial(comparison.compare, options, bench, job, display))
     print_summaries(console, summaries)

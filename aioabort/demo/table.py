@@ -24,10 +24,10 @@ updates (every {every} files) and settings (task_track_started is on).\
 """
 
 MEASUREMENTS_CAPTION = """\
-Medians; the two libraries in turn, on the same worker and server. A task that waits \
-checks every half millisecond, one that computes checks without a pause. Awaited: by \
-get() in a thread, and by await wait(). No-op tasks: all in the queue when the first \
-begins, counted by the date_done of their results.\
+Medians; the two libraries in turn, on the same worker and server. Seen: a check \
+returned True, in a task that waits half a millisecond between two checks, or spins \
+without a pause. Awaited: get() in a thread, or await wait(), returned. No-op tasks: \
+all in the queue when the first begins, timed by the date_done of their results.\
 """
 
 #: From here on, decimals mean nothing.

@@ -49,12 +49,12 @@ class Store:
     """The request table, Celery's result table beside it, and the two channels."""
 
     def __init__(self, executor: Executor, tables: Tables, settings: Settings) -> None:
-        self.has_results = tables.has_results
+        self.has_results: bool = tables.has_results
         self._executor = executor
         self._notify = settings.notify
         self._request_expires = settings.request_expires
-        self.request_channel = request_channel(tables)
-        self.done_channel = done_channel(tables)
+        self.request_channel: str = request_channel(tables)
+        self.done_channel: str = done_channel(tables)
         self._request = tables.fill(
             statements.REQUEST if self.has_results else statements.REQUEST_ALONE
         )

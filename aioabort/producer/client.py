@@ -30,7 +30,7 @@ from aioabort.records import AbortReceipt, TaskRow, TaskSnapshot
 from aioabort.settings import read_settings
 from aioabort.watcher import SLOWER_WHEN_NOTIFIED
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AbortClient:

@@ -16,8 +16,8 @@ class Hub:
     """The awaited ids, and the futures of those who await them."""
 
     def __init__(self, poll_interval: float) -> None:
-        self.watcher = Watcher(poll_interval, COALESCE)
-        self.health = Connectivity("aioabort client", poll_interval)
+        self.watcher: Watcher = Watcher(poll_interval, COALESCE)
+        self.health: Connectivity = Connectivity("aioabort client", poll_interval)
         self._waiters: dict[str, set[asyncio.Future[TaskRow]]] = {}
 
     async def finished(self, task_id: str) -> TaskRow:

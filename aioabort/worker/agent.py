@@ -34,7 +34,7 @@ REPORT_GAP = 0.02
 #: A prefork child has about one second to live after its last task.
 STOP_TIMEOUT = 0.8
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Agent:

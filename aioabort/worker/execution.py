@@ -22,7 +22,7 @@ from aioabort.worker.agent import agent_for
 from aioabort.worker.finish import finish_aborted
 from aioabort.worker.run import Run
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def make_abortable(cls: type["Task[..., Any]"]) -> None:

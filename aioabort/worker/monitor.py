@@ -28,7 +28,7 @@ ASK_TIMEOUT = 5.0
 #: In an outage, the runs that end are kept to be settled after it, up to this many.
 MOST_RUNS = 10_000
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Monitor:

@@ -15,7 +15,7 @@ from aioabort.worker.run import Run
 #: A hint that is not sent costs its receiver one poll interval, and nothing else.
 MOST_HINTS = 5_000
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 RequestKey = tuple[str, datetime]
 

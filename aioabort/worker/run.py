@@ -46,10 +46,8 @@ class Run(AbortToken):
         "supervisor",
     )
 
-    task_id: str
-
     def __init__(self, request: Context, supervisor: Supervisor) -> None:
-        super().__init__(request.id)
+        super().__init__(request.id or "")
         self.supervisor: Final = supervisor
         self.node: Final = f"{request.hostname} pid {os.getpid()}"
         self.redelivered: Final = bool((request.delivery_info or {}).get("redelivered"))
@@ -58,15 +56,15 @@ class Run(AbortToken):
         #: The token of the task that this one is called from, if any.
         self.outer: Final = current.get()
         #: The start check is made.
-        self.is_started = False
+        self.is_started: bool = False
         #: The state of Celery's row at the latest look.
         self.state: str | None = None
         #: TaskAborted left the body, and its end is stored.
-        self.honoured = False
+        self.honoured: bool = False
         #: The task handed its id over to another one by ``replace()``.
-        self.replaced = False
-        self.seen_at = 0.0
-        self.ended_at = 0.0
+        self.replaced: bool = False
+        self.seen_at: float = 0.0
+        self.ended_at: float = 0.0
         self.outcome: Outcome | None = None
         self._observed = False
         self._requested_before: datetime | None = None

@@ -17,10 +17,10 @@ class AbortToken:
 
     __slots__ = ("aborted", "request", "seen", "task_id")
 
-    def __init__(self, task_id: str | None = None) -> None:
-        self.task_id = task_id
-        self.aborted = False
-        self.seen = False
+    def __init__(self, task_id: str = "") -> None:
+        self.task_id: str = task_id
+        self.aborted: bool = False
+        self.seen: bool = False
         self.request: AbortRequest | None = None
 
     def abort(self, request: AbortRequest) -> None:
