@@ -44,7 +44,7 @@ def filesystem_settings(folder: Path) -> dict[str, Any]:
     queues = folder / "queues"
     queues.mkdir()
     return {
-        "broker_url": f"{SCHEME}://",
+        "broker_url": f"{SCHEME}://localhost/",
         "broker_transport_options": {
             "data_folder_in": str(queues),
             "data_folder_out": str(queues),

@@ -68,14 +68,11 @@ async def measure(
         rows = await _checks(*libraries)
         for kind, task in (("waits", "doze"), ("spins", "spin")):
             display.say(f"Measuring the latency of abort() for a task that {kind}")
-            labels = {
-                f"abort() called, seen ({kind})": "s",
-                f"abort() returned, seen ({kind})": "s",
-            }
+            labels = {f"abort() to seen, {kind}": "s", "  from its return": "s"}
             once = partial(_noticed, bench, task)
             rows += await _in_turn(labels, once, libraries, TIMES)
         display.say("Measuring the latency of results")
-        labels = {"committed, awaited": "s"}
+        labels = {"committed to awaited": "s"}
         rows += await _in_turn(labels, partial(_awaited, bench), libraries, TIMES)
         display.say("Measuring throughput")
         once = partial(_tasks_per_second, bench, worker)

@@ -26,7 +26,8 @@ updates (every {every} files) and settings (task_track_started is on).\
 MEASUREMENTS_CAPTION = """\
 Medians; the two libraries in turn, on the same worker and server. Seen: a check \
 returned True, in a task that waits half a millisecond between two checks, or spins \
-without a pause. Awaited: get() in a thread, or await wait(), returned. No-op tasks: \
+without a pause; the original's abort() returns long after the request is stored. \
+Awaited: get() in a thread, or await wait(), returned. No-op tasks: \
 all in the queue when the first begins, timed by the date_done of their results.\
 """
 

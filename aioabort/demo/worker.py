@@ -78,7 +78,7 @@ async def _start(
     with log.open("ab") as file:
         return await anyio.open_process(
             [
-                *(sys.executable, "-m", "celery", "-A", "aioabort.demo.project"),
+                *(sys.executable, "-m", "celery", "-q", "-A", "aioabort.demo.project"),
                 *("worker", "-P", pool, "-c", str(concurrency), "-l", "WARNING"),
                 *options,
             ],
@@ -108,7 +108,7 @@ async def _watch(process: Process, log: Path) -> None:
 
 
 def _raise_with_log(what: str, log: Path) -> NoReturn:
-    tail = log.read_text(errors="replace")[-LOG_TAIL:].strip()
+    tail = log.read_text(errors="replace")[-LOG_TAIL:].strip() or "(empty)"
     raise DemoError(f"The worker {what}; its log ends with:\n{tail}")
 
 
