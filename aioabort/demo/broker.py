@@ -23,9 +23,11 @@ class Channel(filesystem.Channel):
         self, queue: str, payload: dict[str, Any], **_: Any
     ) -> None:
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
-        hidden = Path(self.data_folder_out, f".{name}")
-        hidden.write_text(dumps(payload))
-        hidden.rename(hidden.with_name(name))
+        message = Path(self.data_folder_out, name)
+        # A reader takes whatever has ".msg" in its name, hidden or not.
+        unfinished = message.with_suffix(".unfinished")
+        unfinished.write_text(dumps(payload))
+        unfinished.rename(message)
 
 
 class Transport(filesystem.Transport):

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from celery import Celery, Task, signals
 from celery.contrib.abortable import AbortableTask as OriginalTask
@@ -20,7 +20,7 @@ from aioabort.demo.ledger import entry_of
 
 VARIABLE: Final = "AIOABORT_DEMO_SETTINGS"
 
-AnyTask = Task[..., Any]
+AnyTask: TypeAlias = "Task[..., Any]"
 Body = Callable[..., Any]
 
 register_scheme()
