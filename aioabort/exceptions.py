@@ -5,6 +5,7 @@ AioabortError
 ├── WaitTimeout          the task did not end in time (also TimeoutError)
 ├── InvalidRequest       a task id, reason or name that cannot be stored (also ValueError)
 ├── ClientClosed         a client used before it was opened or after it was closed
+├── CoroutineCancelled   an async def task was cancelled, but not by an abort
 ├── ResultsElsewhere     the result is not kept in PostgreSQL and cannot be awaited
 └── StoreError           PostgreSQL refused: rights, a missing table, a wrong name
     └── StoreUnavailable PostgreSQL cannot be reached at present (also ConnectionError)
@@ -64,6 +65,10 @@ class InvalidRequest(AioabortError, ValueError):
 
 class ClientClosed(AioabortError, RuntimeError):
     """The client was used before it was opened or after it was closed."""
+
+
+class CoroutineCancelled(AioabortError):
+    """The coroutine of an ``async def`` task was cancelled, but not by an abort."""
 
 
 class ResultsElsewhere(AioabortError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Celery's Task and AsyncResult as the type checkers see them: generic.
+"""Celery's Task and results as the type checkers see them: generic.
 
 Celery before 5.6 has classes that cannot be subscripted at run time.
 """
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from celery import Task as CeleryTask
 from celery.result import AsyncResult as CeleryAsyncResult
+from celery.result import EagerResult as CeleryEagerResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,6 +16,7 @@ R_co = TypeVar("R_co", covariant=True)
 if TYPE_CHECKING:
     GenericTask = CeleryTask
     GenericAsyncResult = CeleryAsyncResult
+    GenericEagerResult = CeleryEagerResult
 else:
 
     class GenericTask(CeleryTask, Generic[P, R_co]):
@@ -24,3 +26,6 @@ else:
 
     class GenericAsyncResult(CeleryAsyncResult, Generic[R_co]):
         """Celery's AsyncResult."""
+
+    class GenericEagerResult(CeleryEagerResult, Generic[R_co]):
+        """Celery's EagerResult."""

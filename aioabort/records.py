@@ -27,6 +27,7 @@ class AbortRequest:
     requested_at: datetime
     reason: str | None = None
     requested_by: str | None = None
+    kill_at: datetime | None = None
     seen_at: datetime | None = None
     seen_by: str | None = None
     outcome: Outcome | None = None
@@ -44,7 +45,10 @@ class AbortRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
-    """A task's row and its request, as stored: the result is still encoded."""
+    """A task's row and its request, as stored: the result is still encoded.
+
+    ``kill_in``: seconds until the request's grace is over, by the server's clock.
+    """
 
     task_id: str
     state: str | None = None
@@ -52,6 +56,19 @@ class TaskRow:
     traceback: str | None = None
     date_done: datetime | None = None
     request: AbortRequest | None = None
+    kill_in: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the task has ended.
+
+        A task that ignores its result leaves the state at ABORTED; then the outcome
+        of the request tells.
+        """
+        if self.state in states.READY_STATES:
+            return True
+        settled = self.request is not None and not self.request.is_pending
+        return settled and self.state in {None, states.PENDING, ABORTED}
 
     @property
     def is_aborted(self) -> bool:
@@ -89,7 +106,7 @@ class TaskSnapshot(Generic[R_co]):
 
     ``result`` is the value of a SUCCESS, the exception of a FAILURE, RETRY or REVOKED,
     and the ``meta`` of a state of the task's own. ``is_aborted``: the task is being
-    aborted, or has ended by it.
+    aborted, or has ended by it; ``is_finished``: it has ended.
     """
 
     task_id: str
@@ -98,16 +115,5 @@ class TaskSnapshot(Generic[R_co]):
     traceback: str | None = None
     date_done: datetime | None = None
     request: AbortRequest | None = None
+    is_finished: bool = False
     is_aborted: bool = False
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the task has ended.
-
-        A task that ignores its result leaves the state at ABORTED; then the outcome
-        of the request tells.
-        """
-        if self.state in states.READY_STATES:
-            return True
-        settled = self.request is not None and not self.request.is_pending
-        return settled and self.state in {ABORTED, states.PENDING}

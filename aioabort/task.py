@@ -1,17 +1,24 @@
 """AbortableTask: where the producer's side and the worker's side meet."""
 
 import logging
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar, cast
+
+from celery import states
+from celery.exceptions import ImproperlyConfigured, Retry
 
 from aioabort.exceptions import StoreError
 from aioabort.generics import GenericTask, P, R_co
-from aioabort.producer.result import AbortableAsyncResult
+from aioabort.producer.result import AbortableAsyncResult, AbortableEagerResult
 from aioabort.worker.agent import agent_for
 from aioabort.worker.execution import make_abortable
+from aioabort.worker.finish import AbortHonoured, end_instead_of_retry
 from aioabort.worker.run import Run
 from aioabort.worker.token import OUTSIDE, AbortToken, current, current_token
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _token = current.get
 
@@ -25,10 +32,19 @@ class AbortableTask(GenericTask[P, R_co]):
     """
 
     abstract = True
+    #: ``"raise"``: an abort raises TaskAborted inside the running body, wherever that is
+    #: but in a ``shield()``. Coroutines are cancelled in either mode.
+    abort_mode: Literal["cooperative", "raise"] = "cooperative"
+    Request = "aioabort.worker.request:AbortableRequest"
     _backend: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.abort_mode not in {"cooperative", "raise"}:
+            raise ImproperlyConfigured(
+                f"{cls.__name__}: abort_mode is 'cooperative' or 'raise', "
+                f"not {cls.abort_mode!r}"
+            )
         make_abortable(cls)
 
     @property
@@ -52,6 +68,39 @@ class AbortableTask(GenericTask[P, R_co]):
         """Raise TaskAborted if the task was asked to stop; it ends as REVOKED."""
         current_token().raise_if_aborted()
 
+    def until_aborted(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield *items* until the task is asked to stop; no item is taken in vain."""
+        token = current_token()
+        iterator = iter(items)
+        while not token.is_aborted():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            yield item
+
+    def update_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Store a state, unless it would hide that the task is being aborted."""
+        token = _token()
+        is_own = task_id is None or task_id == token.task_id
+        is_ending = isinstance(token, Run) and token.aborted and is_own
+        if is_ending and state not in states.READY_STATES:
+            return
+        super().update_state(task_id, state, meta, **kwargs)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Retry:
+        """Retry the task, as Celery's own does; one that is to stop ends instead."""
+        token = _token()
+        if isinstance(token, Run) and token.is_aborted():
+            end_instead_of_retry(self, token)
+        return super().retry(*args, **kwargs)
+
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AbortableAsyncResult[R_co]:
         """Publish the task, and return a result that can be aborted and awaited."""
         return super().delay(*args, **kwargs)  # type: ignore[return-value]
@@ -59,6 +108,23 @@ class AbortableTask(GenericTask[P, R_co]):
     def apply_async(self, *args: Any, **kwargs: Any) -> AbortableAsyncResult[R_co]:
         """Publish the task with Celery's options; the result is as ``delay()``'s."""
         return super().apply_async(*args, **kwargs)  # type: ignore[return-value]
+
+    def apply(self, *args: Any, **kwargs: Any) -> AbortableEagerResult[R_co]:
+        """Run the task here and now, as Celery's own does, and return how it ended.
+
+        If TaskAborted ends it, Celery's rules for errors hold: it is raised here if
+        the task is to propagate them, and otherwise by the result.
+        """
+        result: Any = super().apply(*args, **kwargs)
+        ending, state = result.result, result.state
+        if isinstance(ending, AbortHonoured):
+            ending, state = cast("Any", ending.__cause__), states.REVOKED
+            throw = kwargs.get("throw")
+            if self.app.conf.task_eager_propagates if throw is None else throw:
+                raise ending
+        return AbortableEagerResult(
+            result.id, ending, state, result.traceback, self.name
+        )
 
     def AsyncResult(  # noqa: N802 - the name is Celery's
         self, task_id: str, **kwargs: Any
@@ -85,7 +151,7 @@ class AbortableTask(GenericTask[P, R_co]):
             return False
         try:
             row = agent_for(self.app).ask(task_id)
-        except StoreError as error:
+        except (ImproperlyConfigured, StoreError) as error:
             logger.warning("Cannot tell whether %s is aborted: %s", task_id, error)
             return False
         return row is not None and row.is_aborted

@@ -18,3 +18,7 @@ CREATE TABLE IF NOT EXISTS {request} (
 
 -- For cleanup only.
 CREATE INDEX IF NOT EXISTS {index} ON {request} (expires_at);
+
+-- For requests whose grace is over, of which there are few at any time.
+CREATE INDEX IF NOT EXISTS {kill_index} ON {request} (kill_at)
+WHERE kill_at IS NOT NULL AND outcome IS NULL;

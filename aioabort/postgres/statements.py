@@ -11,7 +11,8 @@ from typing import Final
 # task that ends at the same instant keeps its result or is asked to stop, never both.
 # The order of the ids keeps two overlapping requests from deadlocking.
 REQUEST: Final = """
-    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up
+    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
+    -- $5 seconds of grace
     WITH asked AS (
         SELECT DISTINCT task_id FROM unnest($1::text[]) AS ids (task_id)
     ), marked AS (
@@ -23,33 +24,36 @@ REQUEST: Final = """
         WHERE coalesce(t.status, 'PENDING') NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
         RETURNING t.task_id
     )
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at)
-    SELECT task_id, $2, $3, now() + make_interval(secs => $4)
+    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    SELECT task_id, $2, $3, now() + make_interval(secs => $4),
+        clock_timestamp() + make_interval(secs => $5)
     FROM marked
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
-        kill_at = NULL, seen_at = NULL, seen_by = NULL,
+        kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
         outcome = NULL, outcome_at = NULL
     WHERE r.outcome IS NOT NULL
-    RETURNING task_id, requested_at, reason, requested_by,
+    RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
 """
 
 REQUEST_ALONE: Final = """
-    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at)
-    SELECT DISTINCT ids.task_id, $2, $3, now() + make_interval(secs => $4)
+    -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
+    -- $5 seconds of grace
+    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    SELECT DISTINCT ids.task_id, $2, $3, now() + make_interval(secs => $4),
+        clock_timestamp() + make_interval(secs => $5)
     FROM unnest($1::text[]) AS ids (task_id)
     ORDER BY ids.task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
-        kill_at = NULL, seen_at = NULL, seen_by = NULL,
+        kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
         outcome = NULL, outcome_at = NULL
     WHERE r.outcome IS NOT NULL
-    RETURNING task_id, requested_at, reason, requested_by,
+    RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
 """
 
@@ -57,7 +61,8 @@ REQUEST_ALONE: Final = """
 # execution for one that deserves a plan of its own: that costs more than to run it.
 OBSERVE: Final = """
     -- $1 ids of tasks that run in this process
-    SELECT ids.task_id, t.status, r.requested_at, r.reason, r.requested_by,
+    SELECT ids.task_id, t.status, r.requested_at, r.reason, r.requested_by, r.kill_at,
+           extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
            r.seen_at, r.seen_by, r.outcome, r.outcome_at
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
@@ -67,7 +72,8 @@ OBSERVE: Final = """
 
 OBSERVE_ALONE: Final = """
     -- $1 ids of tasks that run in this process
-    SELECT task_id, NULL AS status, requested_at, reason, requested_by,
+    SELECT task_id, NULL AS status, requested_at, reason, requested_by, kill_at,
+           extract(epoch FROM kill_at - clock_timestamp())::float8 AS kill_in,
            seen_at, seen_by, outcome, outcome_at
     FROM {request}
     WHERE task_id = ANY($1::text[])
@@ -99,10 +105,54 @@ RECORD_OUTCOME: Final = """
         AND r.outcome IS NULL
 """
 
+# A request may be made more urgent, never less.
+HASTEN: Final = """
+    -- $1 task ids, $2 seconds of grace
+    UPDATE {request}
+    SET kill_at = least(kill_at, clock_timestamp() + make_interval(secs => $2))
+    WHERE task_id = ANY($1::text[]) AND outcome IS NULL
+"""
+
+# Whoever gets the row back carries the kill out; nobody else does.
+CLAIM_KILL: Final = """
+    -- $1 task id, $2 requested_at
+    UPDATE {request}
+    SET outcome = 'killed', outcome_at = clock_timestamp()
+    WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
+        AND kill_at IS NOT NULL
+    RETURNING task_id
+"""
+
+WAIVE_KILL: Final = """
+    -- $1 task id, $2 requested_at
+    UPDATE {request}
+    SET kill_at = NULL
+    WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
+"""
+
+# Of processes that could not do it themselves. The request stays as it is: a task
+# that has not begun must not begin.
+CLAIM_OVERDUE: Final = """
+    -- $1 seconds overdue
+    UPDATE {request} AS r
+    SET kill_at = NULL
+    FROM (
+        SELECT task_id FROM {request}
+        WHERE kill_at < clock_timestamp() - make_interval(secs => $1)
+            AND outcome IS NULL
+        ORDER BY task_id
+        LIMIT 100
+        FOR UPDATE SKIP LOCKED
+    ) AS overdue
+    WHERE r.task_id = overdue.task_id
+    RETURNING r.task_id
+"""
+
 SNAPSHOT: Final = """
     -- $1 task ids
     SELECT ids.task_id, t.status, t.result, t.traceback, t.date_done,
-           r.requested_at, r.reason, r.requested_by,
+           r.requested_at, r.reason, r.requested_by, r.kill_at,
+           extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
            r.seen_at, r.seen_by, r.outcome, r.outcome_at
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
@@ -115,10 +165,16 @@ FINISHED: Final = (
     WHERE t.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
         OR (r.outcome IS NOT NULL
             AND coalesce(t.status, 'PENDING') IN ('PENDING', 'ABORTED'))
+        -- About to end: its worker stores REVOKED, and tells nobody.
+        OR (r.outcome = 'killed'
+            AND r.outcome_at > clock_timestamp() - interval '10 seconds')
 """
 )
 
-NOTIFY: Final = "SELECT pg_notify($1, $2)"
+NOTIFY: Final = """
+    -- $1 channel, $2 payloads
+    SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
+"""
 
 TABLES_EXIST: Final = """
     -- $1 our table, $2 Celery's
@@ -163,6 +219,7 @@ class Tables:
             task=self.task,
             request=self.request,
             index=_quoted(f"{self._request_table}_expires_at"),
+            kill_index=_quoted(f"{self._request_table}_kill_at"),
             sequence=f"'{sequence}'",
         )
 

@@ -67,19 +67,29 @@ class Store:
         self._finished = tables.fill(statements.FINISHED)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+        self._hasten = tables.fill(statements.HASTEN)
+        self._claim_kill = tables.fill(statements.CLAIM_KILL)
+        self._waive_kill = tables.fill(statements.WAIVE_KILL)
+        self._claim_overdue = tables.fill(statements.CLAIM_OVERDUE)
 
     async def request(
         self,
         task_ids: Sequence[str],
         reason: str | None = None,
         requested_by: str | None = None,
+        grace: float | None = None,
     ) -> dict[str, AbortRequest]:
         """Ask the tasks to stop, in one statement; return the requests that are new.
 
         An id that is missing from them had ended, or was asked before.
         """
         rows = await self._fetch(
-            self._request, task_ids, reason, requested_by, self._request_expires
+            self._request,
+            task_ids,
+            reason,
+            requested_by,
+            self._request_expires,
+            grace,
         )
         return {row["task_id"]: _to_request(row) for row in rows}
 
@@ -92,7 +102,7 @@ class Store:
         return await self._rows(self._snapshot, task_ids)
 
     async def finished(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
-        """Return the rows of those tasks that have ended."""
+        """Return the rows of those tasks that have ended, or are being killed."""
         return await self._rows(self._finished, task_ids)
 
     async def record_seen(
@@ -122,6 +132,25 @@ class Store:
             ages,
         )
 
+    async def hasten(self, task_ids: Sequence[str], grace: float) -> None:
+        """Have pending requests end in a kill after *grace* seconds, if not before."""
+        await self._fetch(self._hasten, task_ids, grace)
+
+    async def claim_kill(self, request: AbortRequest) -> bool:
+        """Settle the request as killed; return whether it is ours to carry that out."""
+        return bool(
+            await self._fetch(self._claim_kill, request.task_id, request.requested_at)
+        )
+
+    async def waive_kill(self, request: AbortRequest) -> None:
+        """Have nobody kill the task: its pool cannot do that."""
+        await self._fetch(self._waive_kill, request.task_id, request.requested_at)
+
+    async def claim_overdue_kills(self, late: float) -> list[str]:
+        """Return the tasks that are to be killed by us, as nobody did in *late* seconds."""
+        rows = await self._fetch(self._claim_overdue, late)
+        return [row["task_id"] for row in rows]
+
     async def hint_workers(self, task_ids: Iterable[str]) -> None:
         """Tell workers to look at the requests of *task_ids*."""
         await self._hint(self.request_channel, task_ids)
@@ -134,8 +163,7 @@ class Store:
         # Always a transaction of its own: a NOTIFY in a transaction that writes makes
         # every such commit of the cluster wait for the one before it.
         if self._notify:
-            for payload in encode_hints(task_ids):
-                await self._fetch(statements.NOTIFY, channel, payload)
+            await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
 
     async def _rows(
         self, statement: str, task_ids: Sequence[str]
@@ -154,6 +182,7 @@ def _to_request(row: asyncpg.Record) -> AbortRequest:
         requested_at=row["requested_at"],
         reason=row["reason"],
         requested_by=row["requested_by"],
+        kill_at=row["kill_at"],
         seen_at=row["seen_at"],
         seen_by=row["seen_by"],
         outcome=row["outcome"],
@@ -171,4 +200,5 @@ def _to_row(row: asyncpg.Record) -> TaskRow:
         # Celery writes UTC into a column without time zone.
         date_done=date_done and date_done.replace(tzinfo=UTC),
         request=None if row["requested_at"] is None else _to_request(row),
+        kill_in=row["kill_in"],
     )

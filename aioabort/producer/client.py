@@ -23,7 +23,7 @@ from aioabort.postgres.listener import HEARTBEAT, listen, until_lost
 from aioabort.postgres.store import Store, open_store
 from aioabort.producer.codec import decode, from_meta, value_of
 from aioabort.producer.hub import Hub
-from aioabort.producer.limits import check_task_id, check_text
+from aioabort.producer.limits import check_grace, check_task_id, check_text
 from aioabort.producer.result import AbortableAsyncResult
 from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import AbortReceipt, TaskRow, TaskSnapshot
@@ -111,22 +111,29 @@ class AbortClient:
         *,
         reason: str | None = None,
         requested_by: str | None = None,
+        grace: float | None = None,
     ) -> AbortReceipt:
         """Ask the task to stop; the receipt says whether it can still be asked.
 
-        Committed when this returns. Raises InvalidRequest for what cannot be stored,
+        If it still runs after *grace* seconds, it is killed by Celery's own
+        ``revoke(terminate=True)``, in pools that can do that; a later call may shorten
+        the grace, also of somebody else's request. Committed when this returns. Raises InvalidRequest for what cannot be stored,
         and StoreUnavailable or StoreError if PostgreSQL did not take it.
         """
         check_task_id(task_id)
         check_text("reason", reason)
         check_text("requested_by", requested_by)
+        check_grace(grace)
         store = self._opened_store()
         if not store.has_results:
             state = (await self._read_elsewhere(task_id))["status"]
             if state in states.READY_STATES:
                 return AbortReceipt(task_id=task_id, answer="finished", state=state)
-        requests = await store.request([task_id], reason, requested_by)
+        requests = await store.request([task_id], reason, requested_by, grace)
         if task_id not in requests:
+            if grace is not None:
+                await store.hasten([task_id], grace)
+                await self._hint(store, task_id)
             return _receipt((await store.snapshots([task_id])).get(task_id), task_id)
         await self._hint(store, task_id)
         return AbortReceipt(

@@ -33,6 +33,7 @@ def from_meta(row: TaskRow, meta: dict[str, Any]) -> TaskSnapshot[Any]:
         traceback=meta.get("traceback"),
         date_done=meta.get("date_done"),
         request=row.request,
+        is_finished=row.is_finished or meta["status"] in states.READY_STATES,
         is_aborted=row.is_aborted,
     )
 
@@ -60,6 +61,8 @@ def value_of(snapshot: TaskSnapshot[Any]) -> Any:
 
 
 def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
+    if snapshot.request is not None and snapshot.request.outcome == "killed":
+        return snapshot.request.error()
     if isinstance(snapshot.result, BaseException):
         return snapshot.result
     return TaskRevokedError(f"Task {snapshot.task_id!r} ended as {snapshot.state}")

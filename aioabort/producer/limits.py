@@ -5,6 +5,9 @@ from aioabort.exceptions import InvalidRequest
 LONGEST_TASK_ID = 155
 MOST_BYTES = 4_096
 
+#: A hundred years, which PostgreSQL's intervals and dates can hold.
+LONGEST_GRACE = 100 * 365 * 86_400.0
+
 
 def check_task_id(task_id: object) -> None:
     """Raise InvalidRequest unless *task_id* fits into Celery's column."""
@@ -27,6 +30,20 @@ def check_text(name: str, text: object) -> None:
     if len(encoded := _encode(name, text)) > MOST_BYTES:
         raise InvalidRequest(
             f"{name} has at most {MOST_BYTES} bytes in UTF-8, not {len(encoded)}"
+        )
+
+
+def check_grace(grace: object) -> None:
+    """Raise InvalidRequest unless *grace* is None or a number of seconds, 0 or more."""
+    if grace is None:
+        return
+    if (
+        isinstance(grace, bool)
+        or not isinstance(grace, int | float)
+        or not 0 <= grace <= LONGEST_GRACE  # also False for a NaN
+    ):
+        raise InvalidRequest(
+            f"grace is a number of seconds from 0 to {LONGEST_GRACE:.0f}, not {grace!r}"
         )
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import Celery
+from celery import Celery, states
 from celery.result import ResultBase
 
-from aioabort.generics import GenericAsyncResult, R_co
+from aioabort.exceptions import TaskAborted
+from aioabort.generics import GenericAsyncResult, GenericEagerResult, R_co
 from aioabort.records import AbortReceipt, TaskSnapshot
 
 if TYPE_CHECKING:
@@ -73,15 +74,22 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         return value
 
     async def abort(
-        self, *, reason: str | None = None, requested_by: str | None = None
+        self,
+        *,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        grace: float | None = None,
     ) -> AbortReceipt:
         """Ask the task to stop; the receipt says whether it can still be asked.
 
-        Committed when this returns. Raises InvalidRequest for what cannot be stored,
+        If it still runs after *grace* seconds, it is killed by Celery's own
+        ``revoke(terminate=True)``, in pools that can do that. Committed when this returns. Raises InvalidRequest for what cannot be stored,
         and StoreUnavailable or StoreError if PostgreSQL did not take it.
         """
         client = await self._open_client()
-        return await client.abort(self.id, reason=reason, requested_by=requested_by)
+        return await client.abort(
+            self.id, reason=reason, requested_by=requested_by, grace=grace
+        )
 
     async def is_aborted(self) -> bool:
         """Whether the task is being aborted, or has ended by it."""
@@ -98,3 +106,39 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         from aioabort.producer.shared import client_of_running_loop  # noqa: PLC0415
 
         return self._client or await client_of_running_loop(self.app)
+
+
+class AbortableEagerResult(  # pyright: ignore[reportIncompatibleMethodOverride]
+    GenericEagerResult[R_co], AbortableAsyncResult[R_co]
+):
+    """The result of a task that ran eagerly: it has ended, and no client is needed."""
+
+    _backend: Any = None
+
+    async def wait(  # type: ignore[override]
+        self, timeout: float | None = None
+    ) -> R_co:
+        """Return the task's value, or raise the error that ended it."""
+        del timeout
+        value: R_co = self.get(disable_sync_subtasks=False)
+        return value
+
+    async def abort(self, **_: object) -> AbortReceipt:
+        """Ask nobody: the receipt says that the task has ended."""
+        return AbortReceipt(task_id=self.id, answer="finished", state=self.state)
+
+    async def is_aborted(self) -> bool:
+        """Whether the task has ended by an abort."""
+        state = str(self.state)
+        return state == states.REVOKED and isinstance(self.result, TaskAborted)
+
+    async def snapshot(self) -> TaskSnapshot[R_co]:
+        """Return how the task ended."""
+        return TaskSnapshot(
+            task_id=self.id,
+            state=self.state,
+            result=self.result,
+            traceback=self.traceback and str(self.traceback),
+            is_finished=True,
+            is_aborted=await self.is_aborted(),
+        )

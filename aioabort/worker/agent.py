@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from celery import Celery, signals
 from aioabort.exceptions import StoreError
 from aioabort.records import TaskRow
 from aioabort.settings import Settings, read_settings
+from aioabort.worker import threads
 from aioabort.worker.monitor import ASK_TIMEOUT, Monitor
 from aioabort.worker.run import Run
 
@@ -27,8 +29,8 @@ from aioabort.worker.run import Run
 #: known to be away, a start is not held up at all.
 START_TIMEOUT = 5.0
 
-#: Seconds between two reports of ended runs: at most 50 NOTIFY a second, and as many
-#: wake-ups of the loop, however many tasks end.
+#: Seconds between two looks at what runs report: at most 50 NOTIFY a second, and as
+#: many wake-ups of the loop, however many tasks end.
 REPORT_GAP = 0.02
 
 #: A prefork child has about one second to live after its last task.
@@ -40,17 +42,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Agent:
     """What the threads of a process ask for, carried out on one loop of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings: Final = settings
-        self._is_running = threading.Event()
-        self._ended: deque[Run] = deque()
+    def __init__(self, settings: Settings, revoke: Callable[[str], object]) -> None:
+        self._monitor: Final = Monitor(settings, revoke)
+        self._reports: deque[tuple[Callable[[Run], None], Run]] = deque()
         self._is_collecting = False
         self._collect_at = 0.0
-        self._thread = threading.Thread(
-            target=self._run, name="aioabort-agent", daemon=True
-        )
-        self._thread.start()
-        self._is_running.wait()
+        self._stop: Final = asyncio.Event()
+        # Made here, it takes what is posted before it runs. To wait until it runs,
+        # while the lock below is held, could be a deadlock of two greenlets.
+        self._loop: Final = threads.new_event_loop()
+        self._thread: Final = threads.start(self._run, "aioabort-agent")
 
     def begin(self, run: Run) -> None:
         """Watch *run*, and wait until it is known whether it was asked to stop."""
@@ -65,15 +66,12 @@ class Agent:
             )
 
     def saw(self, run: Run) -> None:
-        """Record that the task noticed its request; returns at once."""
-        self._post(self._monitor.saw, run)
+        """Record that the task noticed its request, soon; returns at once."""
+        self._report(self._monitor.saw, run)
 
     def end(self, run: Run) -> None:
         """Stop watching *run* and report its end, soon; returns at once."""
-        self._ended.append(run)
-        if not self._is_collecting:
-            self._is_collecting = True
-            self._post(self._collect)
+        self._report(self._monitor.end, run)
 
     def ask(self, task_id: str) -> TaskRow | None:
         """Return what PostgreSQL knows of a request for *task_id*.
@@ -87,8 +85,20 @@ class Agent:
 
     def stop(self) -> None:
         """Report what is left, close the connection and end the thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(STOP_TIMEOUT)
+        if self._post(self._stop.set):
+            self._thread.wait(STOP_TIMEOUT)
+
+    def _report(self, act: Callable[[Run], None], run: Run) -> None:
+        self._reports.append((act, run))
+        if self._is_collecting:
+            return
+        try:
+            self._is_collecting = True
+            self._post(self._collect)
+        except BaseException:
+            # Raised by a signal, as a time limit is: the next report wakes the loop.
+            self._is_collecting = False
+            raise
 
     def _post(self, act: Callable[..., None], *args: Run) -> bool:
         try:
@@ -101,7 +111,7 @@ class Agent:
         return True
 
     def _collect(self) -> None:
-        """Report the runs that have ended: now if it was quiet, else after the gap."""
+        """Take in what runs have reported: now if it was quiet, else after the gap."""
         now = self._loop.time()
         if now < self._collect_at:
             self._loop.call_at(self._collect_at, self._collect)
@@ -110,20 +120,15 @@ class Agent:
         # Before the queue is read: a run that is appended after it was read wakes
         # the loop again.
         self._is_collecting = False
-        while self._ended:
-            self._monitor.end(self._ended.popleft())
+        while self._reports:
+            act, run = self._reports.popleft()
+            act(run)
 
     def _run(self) -> None:
-        try:
-            anyio.run(self._main)
-        finally:
-            self._is_running.set()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._main())
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        self._monitor = Monitor(self._settings)
-        self._is_running.set()
         async with anyio.create_task_group() as group:
             group.start_soon(self._monitor.run)
             await self._stop.wait()
@@ -149,8 +154,9 @@ _inherited: list[Any] = []
 def agent_for(app: Celery) -> Agent:
     """Return this process's agent for *app*, started if need be.
 
-    Raises ImproperlyConfigured if the app's configuration cannot work.
+    Raises ImproperlyConfigured if the app's configuration or its pool cannot work.
     """
+    threads.refuse_eventlet()
     settings = _settings.get(app)
     if settings is None:
         settings = _settings.setdefault(app, read_settings(app))
@@ -159,7 +165,8 @@ def agent_for(app: Celery) -> Agent:
         with _lock:
             agent = _agents.get(settings)
             if agent is None:
-                agent = _agents[settings] = Agent(settings)
+                revoke = partial(app.control.revoke, terminate=True)
+                agent = _agents[settings] = Agent(settings, revoke)
     return agent
 
 

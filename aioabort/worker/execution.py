@@ -9,6 +9,7 @@ which would take it for an error that deserves another try.
 import functools
 import inspect
 import logging
+from asyncio import iscoroutine
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -17,9 +18,12 @@ from celery.app.task import Context, Task
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort.exceptions import TaskAborted
+from aioabort.signals import task_aborted
 from aioabort.worker import token
 from aioabort.worker.agent import agent_for
+from aioabort.worker.coroutines import run_coroutine
 from aioabort.worker.finish import finish_aborted
+from aioabort.worker.interrupt import interruption
 from aioabort.worker.run import Run
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -60,25 +64,92 @@ def run_abortable(
 ) -> Any:
     """Call *body*; if a worker does it, under a token and after the start check."""
     request = cast("Context | None", task.request_stack.top)
-    if request is None or request.called_directly or request.is_eager:
+    if request is None or request.called_directly:
         return body(*args, **kwargs)
     current = token.current.get()
     run = current if current.task_id == request.id else _begin(task, request)
     if not isinstance(run, Run):
-        return body(*args, **kwargs)
+        return _run_unwatched(task, request, body, args, kwargs)
+    was_in_body, run.in_body = run.in_body, True
     try:
         if not run.is_started:
             run.is_started = True
             run.raise_if_aborted()
+        return _finish_coroutine(task, run, _call(task, run, body, args, kwargs))
+    except (TaskAborted, ExceptionGroup) as raised:
+        error = _own_abort(raised, request)
+        if error is None:
+            raise
+        finish_aborted(task, request, error, run)
+    finally:
+        run.in_body = was_in_body
+
+
+def _run_unwatched(
+    task: "Task[..., Any]",
+    request: Context,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Call *body*, which runs eagerly or where nothing can be looked up.
+
+    It may be called by a task whose abort it sees, or raise TaskAborted by itself.
+    """
+    nobodys = token.AbortToken(request.id or "")
+    try:
+        return _finish_coroutine(task, nobodys, body(*args, **kwargs))
+    except (TaskAborted, ExceptionGroup) as raised:
+        error = _own_abort(raised, request)
+        if error is None or not request.is_eager:
+            raise
+        finish_aborted(task, request, error)
+
+
+def _call(
+    task: "Task[..., Any]",
+    run: Run,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Call *body*, which an abort interrupts if the task is of that mode."""
+    if getattr(task, "abort_mode", None) != "raise":
         return body(*args, **kwargs)
-    except TaskAborted as error:
-        if error.task_id not in {None, request.id}:
-            raise  # another task's, whose result this one was waiting for
-        finish_aborted(task, request, run, error)
+    with interruption(run):
+        return body(*args, **kwargs)
+
+
+def _own_abort(raised: Exception, request: Context) -> TaskAborted | None:
+    """Return the abort that *raised* is or consists of; None if it is anything else."""
+    while isinstance(raised, ExceptionGroup):
+        # A task group raises a group even for one child.
+        group = cast("ExceptionGroup[Exception]", raised)
+        aborts, others = group.split(TaskAborted)
+        if aborts is None or others is not None:
+            return None
+        raised = aborts.exceptions[0]
+    # Another task's abort reaches one that waits for its result: an error like others.
+    own = {None, request.id}
+    if request.is_eager:
+        own.add(token.current.get().task_id)
+    if not isinstance(raised, TaskAborted) or raised.task_id not in own:
+        return None
+    # A subclass might be one that nobody but this process knows.
+    return TaskAborted(*raised.args)
+
+
+def _finish_coroutine(
+    task: "Task[..., Any]", current: token.AbortToken, value: Any
+) -> Any:
+    """Return *value*, or what it comes to if it is a coroutine."""
+    return run_coroutine(task, current, value) if iscoroutine(value) else value
 
 
 def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
-    """Return a run that PostgreSQL was asked about; None without a configuration."""
+    """Return a run that PostgreSQL was asked about; None for one that cannot be."""
+    if request.is_eager:
+        return None
     try:
         agent = agent_for(task.app)
     except ImproperlyConfigured as error:
@@ -95,13 +166,17 @@ def _warn_once(problem: str) -> None:
     logger.error("aioabort worker: tasks run, but cannot be aborted: %s", problem)
 
 
-def _end(task_id: str, state: str | None, **_: object) -> None:
+def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
     """End the run that Celery is done with: its result is stored, if it has one."""
     run = token.current.get()
     if isinstance(run, Run) and run.task_id == task_id and not run.has_ended:
         token.current.set(run.outer)
         run.end(state)
         run.supervisor.end(run)
+        if run.aborted and run.outcome is not None:
+            task_aborted.send(
+                sender, task_id=task_id, request=run.request, outcome=run.outcome
+            )
 
 
 signals.task_postrun.connect(_end, weak=False)

@@ -4,7 +4,8 @@ ABORTED as a final state would make ``get()``, groups and chords wait for ever, 
 bare Ignore would leave the task STARTED.
 """
 
-from typing import Any, NoReturn
+import logging
+from typing import Any, NoReturn, cast
 
 from celery import Task, states
 from celery.app.task import Context
@@ -13,33 +14,69 @@ from celery.exceptions import Ignore
 from aioabort.exceptions import TaskAborted
 from aioabort.worker.run import Run
 
+logger = logging.getLogger(__name__)
+
 
 class AbortHonoured(Ignore):
     """Tells Celery that the end of this task is stored already."""
 
 
 def finish_aborted(
-    task: "Task[..., Any]", request: Context, run: Run, error: TaskAborted
+    task: "Task[..., Any]",
+    request: Context,
+    error: TaskAborted,
+    run: Run | None = None,
 ) -> NoReturn:
     """Store *error* as REVOKED, stop the chain, fail the chord; then end the run.
 
     A result that is already stored is left alone: a redelivery of a finished run.
+    Without a *run*, the task runs eagerly.
     """
-    if run.state not in states.READY_STATES:
+    if run is None or run.state not in states.READY_STATES:
         task.backend.mark_as_failure(
-            run.task_id,
+            request.id or "",
             error,
             request=request,
             state=states.REVOKED,
             store_result=_stores_result(task, request, run),
         )
-    run.honoured = True
-    raise AbortHonoured(str(error)) from None
+    if run is not None:
+        run.honoured = True
+    _after_return(task, request, error)
+    raise AbortHonoured(str(error)) from error
 
 
-def _stores_result(task: "Task[..., Any]", request: Context, run: Run) -> bool:
+def end_instead_of_retry(task: "Task[..., Any]", run: Run) -> None:
+    """End an aborted run that wants to be tried again; does not return then.
+
+    Celery's autoretry calls ``retry()`` outside of the body, where nobody would turn
+    TaskAborted into the task's end.
+    """
+    if run.in_body:
+        run.raise_if_aborted()
+    elif run.request is not None:
+        finish_aborted(task, task.request, run.request.error(), run)
+
+
+def _after_return(task: "Task[..., Any]", request: Context, error: TaskAborted) -> None:
+    """Call the task's ``after_return``, which Celery does not do after an Ignore."""
+    args, kwargs = tuple(request.args or ()), dict(request.kwargs or {})
+    try:
+        task.after_return(
+            states.REVOKED, error, request.id or "", args, kwargs, cast("Any", None)
+        )
+    except Exception:
+        # As Celery has it: the end is stored, and a second one must not be.
+        logger.exception("Task %s: after_return failed", request.id)
+
+
+def _stores_result(task: "Task[..., Any]", request: Context, run: Run | None) -> bool:
+    if run is None and not task.app.conf.task_store_eager_result:
+        return False
     # abort() gives a row to a task that ignores its result, too; somebody may wait
     # for that row to end.
-    has_row = run.state is not None
+    has_row = run is not None and run.state is not None
     ignored = task.ignore_result or request.ignore_result
-    return has_row or not ignored or task.store_errors_even_if_ignored
+    # Celery ends what is chained to the task only if it stores this end, too.
+    is_awaited = has_row or bool(request.chain)
+    return is_awaited or not ignored or task.store_errors_even_if_ignored

@@ -6,6 +6,7 @@ they know, and what is to be reported waits.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Never
 
@@ -20,8 +21,10 @@ from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import TaskRow
 from aioabort.settings import Settings
 from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher
+from aioabort.worker.kills import Kills
 from aioabort.worker.reports import Reports
 from aioabort.worker.run import Run
+from aioabort.worker.threads import one_wake_up
 
 ASK_TIMEOUT = 5.0
 
@@ -34,8 +37,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Monitor:
     """The runs of this process, and the one connection that watches over them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, revoke: Callable[[str], object]) -> None:
         self._settings = settings
+        self._kills = Kills(revoke)
         self._store: Store | None = None
         self._connected = asyncio.Event()
         self._connectivity = Connectivity("aioabort worker", settings.poll_interval)
@@ -109,6 +113,7 @@ class Monitor:
                 group.start_soon(until_lost, link)
                 group.start_soon(self._watcher.run, partial(self._look, store))
                 group.start_soon(self._reports.keep_sending, store)
+                group.start_soon(self._kills.keep_killing, store, self._runs)
 
     async def _listen(self, link: Link, store: Store) -> float:
         """Listen if that is possible, and return the poll interval that is right then."""
@@ -139,11 +144,15 @@ class Monitor:
         }
         rows = await store.observe(task_ids)
         rows.update(await _adopt(store, rows))
-        for task_id in task_ids:
-            for run in list(self._runs.get(task_id, ())):
-                run.observe(rows.get(task_id))
-                if run in ended:
-                    self._settle(run, rows.get(task_id))
+        with one_wake_up():
+            for task_id in task_ids:
+                for run in list(self._runs.get(task_id, ())):
+                    row = rows.get(task_id)
+                    run.observe(row)
+                    if run in ended:
+                        self._settle(run, row)
+                    elif run.aborted and row is not None and row.kill_in is not None:
+                        self._kills.plan(run, row.kill_in)
 
     def _settle(self, run: Run, row: TaskRow | None) -> None:
         request = row.request if row is not None else None
@@ -152,6 +161,7 @@ class Monitor:
         self._forget(run)
 
     def _forget(self, run: Run) -> None:
+        self._kills.forget(run)
         runs = self._runs[run.task_id]
         runs.remove(run)
         if not runs:

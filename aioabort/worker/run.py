@@ -1,7 +1,6 @@
 """One run of a task in this process: its token, and what is remembered to settle it."""
 
 import os
-import threading
 import time
 from datetime import datetime
 from typing import Final, Protocol
@@ -10,6 +9,7 @@ from celery import states
 from celery.app.task import Context
 
 from aioabort.records import AbortRequest, Outcome, TaskRow
+from aioabort.worker import threads
 from aioabort.worker.token import AbortToken, current
 
 
@@ -34,6 +34,7 @@ class Run(AbortToken):
         "_requested_before",
         "ended_at",
         "honoured",
+        "in_body",
         "is_started",
         "looked",
         "node",
@@ -52,13 +53,15 @@ class Run(AbortToken):
         self.node: Final = f"{request.hostname} pid {os.getpid()}"
         self.redelivered: Final = bool((request.delivery_info or {}).get("redelivered"))
         #: Set when the first look is over, or when PostgreSQL could not be asked.
-        self.looked: Final = threading.Event()
+        self.looked: Final = threads.event()
         #: The token of the task that this one is called from, if any.
         self.outer: Final = current.get()
         #: The start check is made.
         self.is_started: bool = False
         #: The state of Celery's row at the latest look.
         self.state: str | None = None
+        #: Within the innermost wrapper, which turns TaskAborted into the task's end.
+        self.in_body = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
         #: The task handed its id over to another one by ``replace()``.

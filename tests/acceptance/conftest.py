@@ -73,8 +73,13 @@ def workers(start_worker: StartWorker) -> Callable[[str], Worker]:
 def worker(request: pytest.FixtureRequest, workers: Callable[[str], Worker]) -> Worker:
     """Each worker in turn."""
     worker = workers(request.param)
-    request.node.stash[LOG] = (worker.log, worker.log.stat().st_size)
+    follow_log(request, worker)
     return worker
+
+
+def follow_log(request: pytest.FixtureRequest, worker: Worker) -> None:
+    """Show what *worker* logs from now on if the test fails."""
+    request.node.stash[LOG] = (worker.log, worker.log.stat().st_size)
 
 
 @pytest.fixture

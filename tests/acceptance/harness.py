@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ BOUND = 20.0
 START_BOUND = 30.0
 STOP_BOUND = 10.0
 PAUSE = 0.005
+
+CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 4, "eventlet": 4}
 
 AGENTS = """
     SELECT pid, query_start FROM pg_stat_activity
@@ -130,6 +132,12 @@ class Stage:
         """The tasks of the project."""
         return self.worker.project
 
+    def scene(self, name: str) -> "Stage":
+        """Return a stage with a folder of its own, for one task of several."""
+        folder = self.place.folder / name
+        folder.mkdir()
+        return replace(self, place=Place(folder))
+
     def publish(
         self, task: Task, *args: object, **options: Any
     ) -> AbortableAsyncResult[Any]:
@@ -209,13 +217,15 @@ def running_worker(
     folder: Path, dsn: str, celery_url: str, pool: str, **settings: object
 ) -> Iterator[Worker]:
     """Run a worker that keeps its results at *dsn*, until the block ends."""
-    concurrency = {"prefork": 2, "threads": 4, "solo": 1}[pool]
+    concurrency = settings.get("worker_concurrency", CONCURRENCY[pool])
+    assert isinstance(concurrency, int)
     variables = {
         PROJECT_VARIABLE: json.dumps(
             {
                 **_broker(folder),
                 "result_backend": celery_url,
                 "task_track_started": True,
+                "result_chord_retry_interval": 0.1,
                 "worker_enable_remote_control": False,
                 # Seconds until a lost process counts as lost.
                 "worker_lost_wait": 0.1,

@@ -3,7 +3,7 @@
 import pytest
 
 from aioabort import InvalidRequest
-from aioabort.producer.limits import check_task_id, check_text
+from aioabort.producer.limits import check_grace, check_task_id, check_text
 
 
 @pytest.mark.parametrize("task_id", ["a", "é" * 155, "0" * 155])
@@ -48,3 +48,16 @@ def test_texts_that_do_not_fit_are_refused(text: object, message: str) -> None:
     """The error names the argument and says what is wrong with it."""
     with pytest.raises(InvalidRequest, match=message):
         check_text("reason", text)
+
+
+@pytest.mark.parametrize("grace", [None, 0, 0.5, 86_400])
+def test_a_grace_is_seconds_or_none(grace: float | None) -> None:
+    """Nothing, no grace at all, or a time."""
+    assert check_grace(grace) is None
+
+
+@pytest.mark.parametrize("grace", [-1, float("inf"), float("nan"), True, "30", 1e12])
+def test_a_grace_that_is_no_time_is_refused(grace: object) -> None:
+    """The error names the argument and the value."""
+    with pytest.raises(InvalidRequest, match=r"grace is a number of seconds from 0"):
+        check_grace(grace)

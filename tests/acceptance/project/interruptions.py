@@ -1,0 +1,76 @@
+"""Tasks that never look, and are interrupted: ``abort_mode="raise"``."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from marks import note, until, wait_for
+
+from aioabort import AbortableTask
+
+
+def never() -> bool:
+    """Be a condition that one waits for in vain."""
+    return False
+
+
+def define(task: Callable[..., Any]) -> SimpleNamespace:
+    """Return the tasks of this module for the app whose decorator *task* is."""
+    interrupted = partial(task, abort_mode="raise")
+
+    @interrupted
+    def sleeping(place: str) -> None:
+        """Wait in one call of C."""
+        note(place, "body")
+        try:
+            time.sleep(60)
+        finally:
+            note(place, "cleaned")
+
+    @interrupted(autoretry_for=(Exception,), default_retry_delay=0)
+    def computing(place: str) -> None:
+        """Run Python code."""
+        note(place, "body")
+        try:
+            until(never)
+        finally:
+            note(place, "cleaned")
+
+    @interrupted
+    def catching(place: str) -> str:
+        """Take the abort for an error like others."""
+        note(place, "body")
+        try:
+            until(never)
+        except Exception as error:  # noqa: BLE001 - as people write it
+            note(place, "caught", error)
+        return "kept"
+
+    @interrupted(bind=True)
+    def shielding(self: AbortableTask, place: str) -> None:
+        """Be interrupted, but not within the shield."""
+        with self.abort_token.shield():
+            note(place, "body")
+            wait_for(place, "end")
+            note(place, "shield")
+        until(never)
+        note(place, "end of the body")
+
+    @interrupted
+    def brief(place: str, number: int) -> int:
+        """End soon."""
+        note(place, f"body-{number}")
+        deadline = time.monotonic() + 0.02
+        while time.monotonic() < deadline:
+            pass
+        return number
+
+    return SimpleNamespace(
+        sleeping=sleeping,
+        computing=computing,
+        catching=catching,
+        shielding=shielding,
+        brief=brief,
+    )

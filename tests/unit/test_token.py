@@ -1,0 +1,376 @@
+"""What a task, its helpers and its threads can do with a token."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from aioabort import (
+    AbortableTask,
+    AbortRequest,
+    AbortToken,
+    TaskAborted,
+    current_token,
+)
+from aioabort.worker.token import current
+
+REQUEST = AbortRequest(
+    task_id="id",
+    requested_at=datetime(2026, 1, 1, tzinfo=UTC),
+    reason="why",
+    requested_by="ann",
+)
+
+#: Seconds after which a test that waits for something gives up.
+BOUND = 10.0
+
+
+@pytest.fixture
+def token() -> AbortToken:
+    """A token of no worker, which nobody has aborted."""
+    return AbortToken("id")
+
+
+class Bell:
+    """A callback that a test can wait for and hold up."""
+
+    def __init__(self) -> None:
+        self.rang = threading.Event()
+        self.may_end = threading.Event()
+        self.threads: list[int] = []
+
+    def __call__(self) -> None:
+        """Ring; a second time, too, if somebody calls it twice."""
+        self.threads.append(threading.get_ident())
+        self.rang.set()
+        assert self.may_end.wait(BOUND)
+
+
+@pytest.fixture
+def bell() -> Bell:
+    """A callback that ends at once."""
+    bell = Bell()
+    bell.may_end.set()
+    return bell
+
+
+@contextmanager
+def in_thread(function: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Run *function* in another thread, which ends with the block."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    yield thread
+    thread.join(BOUND)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def running_task(token: AbortToken) -> Iterator[None]:
+    """Make *token* the one of the task that this thread is in."""
+    reset = current.set(token)
+    try:
+        yield
+    finally:
+        current.reset(reset)
+
+
+def test_an_abort_is_seen(token: AbortToken) -> None:
+    """A check is False before the abort and True ever after."""
+    assert not token.is_aborted()
+    token.raise_if_aborted()
+
+    token.abort(REQUEST)
+
+    assert token.aborted
+    assert token.is_aborted()
+    assert token.is_aborted()
+    assert token.request is REQUEST
+
+
+def test_the_exception_carries_the_request(token: AbortToken) -> None:
+    """``raise_if_aborted()`` says which task, why and by whom."""
+    token.abort(REQUEST)
+    with pytest.raises(TaskAborted) as raised:
+        token.raise_if_aborted()
+    assert raised.value.args == ("why", "ann", "id")
+
+
+def test_the_first_request_stays(token: AbortToken) -> None:
+    """A second abort changes nothing."""
+    token.abort(REQUEST)
+    token.abort(AbortRequest(task_id="id", requested_at=datetime.now(UTC)))
+    assert token.request is REQUEST
+
+
+@pytest.mark.parametrize("aborted_before", [True, False])
+def test_wait_ends_with_the_abort(token: AbortToken, aborted_before: bool) -> None:
+    """A sleep without a limit ends when the abort comes, or at once after it."""
+    if aborted_before:
+        token.abort(REQUEST)
+        assert token.wait()
+        return
+    with in_thread(lambda: token.abort(REQUEST)):
+        assert token.wait(BOUND)
+
+
+def test_wait_ends_with_its_time(token: AbortToken) -> None:
+    """A sleep that nobody cuts short returns False, also for no time at all."""
+    assert not token.wait(0.01)
+    assert not token.wait(0)
+
+
+def test_every_waiter_wakes(token: AbortToken) -> None:
+    """All threads that a token was handed to wake by one abort."""
+    woken: list[bool] = []
+    waiters = [
+        threading.Thread(target=lambda: woken.append(token.wait(BOUND)))
+        for _ in range(3)
+    ]
+    for waiter in waiters:
+        waiter.start()
+    token.abort(REQUEST)
+    for waiter in waiters:
+        waiter.join(BOUND)
+    assert woken == [True] * 3
+
+
+def test_callback_runs_once_in_another_thread(token: AbortToken, bell: Bell) -> None:
+    """The abort sets the callback off, and does not wait for it."""
+    with token.on_abort(bell):
+        assert not bell.rang.is_set()
+        token.abort(REQUEST)
+        token.abort(REQUEST)
+        assert bell.rang.wait(BOUND)
+    assert len(bell.threads) == 1
+    assert bell.threads[0] != threading.get_ident()
+    assert token.seen
+
+
+def test_callback_of_an_abort_before(token: AbortToken, bell: Bell) -> None:
+    """After the abort, a callback runs at once and in this thread."""
+    token.abort(REQUEST)
+    with token.on_abort(bell):
+        assert bell.threads == [threading.get_ident()]
+    assert len(bell.threads) == 1
+    assert token.seen
+
+
+def test_no_callback_after_the_block(token: AbortToken, bell: Bell) -> None:
+    """An abort that comes later sets off nothing."""
+    with token.on_abort(bell):
+        pass
+    threads = threading.active_count()
+    token.abort(REQUEST)
+    assert threading.active_count() == threads
+    assert not bell.rang.is_set()
+    assert not token.seen
+
+
+def test_the_block_waits_for_its_callback(token: AbortToken, bell: Bell) -> None:
+    """A callback that runs is over before what comes after the block."""
+    bell.may_end.clear()
+    left = threading.Event()
+
+    def body() -> None:
+        with token.on_abort(bell):
+            assert bell.rang.wait(BOUND)
+        left.set()
+
+    with in_thread(body):
+        token.abort(REQUEST)
+        assert bell.rang.wait(BOUND)
+        assert not left.wait(0.05)
+        bell.may_end.set()
+    assert left.is_set()
+
+
+def test_callback_that_fails(
+    token: AbortToken, bell: Bell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A callback's error is logged; the others run, and the abort goes on."""
+
+    def fail() -> None:
+        raise ValueError("broken")
+
+    with token.on_abort(fail), token.on_abort(bell):
+        token.abort(REQUEST)
+        assert bell.rang.wait(BOUND)
+    assert token.is_aborted()
+    with token.on_abort(fail):
+        pass
+
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 2
+    for record in errors:
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], ValueError)
+
+
+def test_callback_that_blocks_holds_up_no_other(token: AbortToken, bell: Bell) -> None:
+    """Neither the abort nor another callback waits for one that hangs."""
+    slow = Bell()
+    with token.on_abort(slow), token.on_abort(bell):
+        token.abort(REQUEST)
+        assert slow.rang.wait(BOUND)
+        assert bell.rang.wait(BOUND)
+        slow.may_end.set()
+
+
+def test_callback_that_uses_the_token(token: AbortToken) -> None:
+    """A callback may ask the token that calls it."""
+    answers: list[bool] = []
+    asked = threading.Event()
+
+    def ask() -> None:
+        with token.on_abort(asked.set), token.shield():
+            answers.append(token.is_aborted())
+
+    with token.on_abort(ask):
+        token.abort(REQUEST)
+        assert asked.wait(BOUND)
+    assert answers == [True]
+
+
+def test_shield_holds_the_abort_back(token: AbortToken, bell: Bell) -> None:
+    """Checks, sleeps and callbacks hear of the abort when the block ends."""
+    with token.on_abort(bell):
+        with token.shield():
+            token.abort(REQUEST)
+            assert not token.aborted
+            assert not token.is_aborted()
+            assert not token.wait(0.01)
+            token.raise_if_aborted()
+            assert not bell.rang.is_set()
+        assert token.is_aborted()
+        assert bell.rang.wait(BOUND)
+    assert token.request is REQUEST
+
+
+def test_a_sleep_elsewhere_waits_for_the_shield(token: AbortToken) -> None:
+    """A shield is for every holder of the token; its end wakes who sleeps."""
+    woken: list[bool] = []
+    with in_thread(lambda: woken.append(token.wait(BOUND))), token.shield():
+        token.abort(REQUEST)
+        assert woken == []
+    assert woken == [True]
+
+
+def test_nested_shields(token: AbortToken) -> None:
+    """The outermost one counts."""
+    with token.shield():
+        with token.shield():
+            token.abort(REQUEST)
+        assert not token.is_aborted()
+    assert token.is_aborted()
+
+
+def test_a_body_that_fails_in_its_shield(token: AbortToken) -> None:
+    """The shield ends with its block, however that ends."""
+
+    def fail() -> None:
+        with token.shield():
+            token.abort(REQUEST)
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert token.is_aborted()
+
+
+def test_shield_does_not_undo_an_abort(token: AbortToken) -> None:
+    """What was aborted before the block is aborted within it."""
+    token.abort(REQUEST)
+    with token.shield():
+        assert token.is_aborted()
+        with pytest.raises(TaskAborted):
+            token.raise_if_aborted()
+
+
+def test_what_stops_the_body_waits_for_the_shield(token: AbortToken) -> None:
+    """An abort that came just before the shield takes its effect just after it."""
+    stops: list[bool] = []
+    token.stop_with(lambda: stops.append(token.may_stop()))
+    with token.shield():
+        # As if the abort had come before, and its effect now.
+        assert not token.may_stop()
+    assert stops == [True]
+    with token.shield():
+        pass
+    assert stops == [True]
+
+
+def test_until_aborted_takes_no_item_in_vain(token: AbortToken) -> None:
+    """The items that were not processed are still there."""
+    items = iter(range(5))
+    processed: list[int] = []
+    with running_task(token):
+        for item in AbortableTask().until_aborted(items):
+            processed.append(item)
+            if item == 2:
+                token.abort(REQUEST)
+    assert processed == [0, 1, 2]
+    assert list(items) == [3, 4]
+    assert token.seen
+
+
+def test_until_aborted_ends_with_the_items(token: AbortToken) -> None:
+    """Without an abort it yields all, from whatever can be iterated."""
+    with running_task(token):
+        assert list(AbortableTask().until_aborted("abc")) == ["a", "b", "c"]
+
+
+def test_the_task_speaks_for_its_token(token: AbortToken) -> None:
+    """What the task offers is what its token says, here and in helper functions."""
+    task = AbortableTask()
+    with running_task(token):
+        assert task.abort_token is token
+        assert current_token() is token
+        assert not task.is_aborted()
+        task.raise_if_aborted()
+        token.abort(REQUEST)
+        assert task.is_aborted()
+        with pytest.raises(TaskAborted, match="why"):
+            task.raise_if_aborted()
+
+
+def test_outside_of_a_task() -> None:
+    """A body that is called as a plain function finds a token that is never aborted."""
+    task = AbortableTask()
+    assert not task.is_aborted()
+    task.raise_if_aborted()
+    assert list(task.until_aborted([1, 2])) == [1, 2]
+    token = current_token()
+    assert not token.is_aborted()
+    assert not token.wait(0)
+    with token.shield(), token.on_abort(pytest.fail):
+        token.raise_if_aborted()
+
+
+def test_tokens_outside_of_a_task_are_not_one(token: AbortToken) -> None:
+    """Who aborts the one that it was given does not abort everybody else's."""
+    del token
+    current_token().abort(REQUEST)
+    assert not current_token().is_aborted()
+
+
+def test_token_in_another_thread(token: AbortToken) -> None:
+    """A token that was handed over says there what it says here."""
+    seen: list[bool] = []
+    with running_task(token):
+        handed = AbortableTask().abort_token
+    with in_thread(lambda: seen.append(handed.wait(BOUND))):
+        token.abort(REQUEST)
+    assert seen == [True]
+
+
+def test_unknown_abort_mode(app: Celery) -> None:
+    """It is refused when the task is defined, by the task's name."""
+    with pytest.raises(ImproperlyConfigured, match=r"convert.*abort_mode.*'hard'"):
+
+        @app.task(base=AbortableTask, abort_mode="hard", lazy=False, shared=False)
+        def convert() -> None: ...
