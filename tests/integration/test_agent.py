@@ -251,7 +251,7 @@ async def test_nothing_is_connected_before_or_after(
 ) -> None:
     """An app costs no connection until its first abortable task, and one from then on."""
 
-    @app.task(bind=True, base=AbortableTask)
+    @app.task(bind=True, base=AbortableTask, shared=False)
     def check(self: AbortableTask[..., bool]) -> bool:
         return self.is_aborted()
 
@@ -269,7 +269,7 @@ async def test_nothing_is_connected_before_or_after(
 async def test_another_task_is_asked_about_by_its_id(app: Celery, store: Store) -> None:
     """``is_aborted(task_id=…)`` asks PostgreSQL about a task that does not run here."""
 
-    @app.task(bind=True, base=AbortableTask)
+    @app.task(bind=True, base=AbortableTask, shared=False)
     def check(self: AbortableTask[..., None]) -> None: ...
 
     task_id = str(uuid4())
@@ -286,7 +286,7 @@ async def test_another_task_cannot_be_asked_about_in_an_outage(
     """Then the answer is False, with a warning: a task is never harmed."""
     app = make_app(network.dsn, aioabort_poll_interval=0.1)
 
-    @app.task(bind=True, base=AbortableTask)
+    @app.task(bind=True, base=AbortableTask, shared=False)
     def check(self: AbortableTask[..., None]) -> None: ...
 
     await begin(app)

@@ -411,7 +411,7 @@ async def test_eager_tasks_cannot_be_sent(app: Celery, client: AbortClient) -> N
     """What ran in the sender's process has nothing to abort: an error, no silence."""
     app.conf.task_always_eager = True
 
-    @app.task
+    @app.task(shared=False)
     def eager() -> int:
         return 1
 

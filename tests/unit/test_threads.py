@@ -61,11 +61,11 @@ def test_eventlet_is_refused(
     patcher = SimpleNamespace(is_monkey_patched=lambda module: module == "thread")
     monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
 
-    @app.task(bind=True, base=AbortableTask)
+    @app.task(bind=True, base=AbortableTask, shared=False)
     def check(self: AbortableTask[..., bool]) -> bool:
         return self.is_aborted(task_id="another")
 
-    @app.task(base=AbortableTask)
+    @app.task(base=AbortableTask, shared=False)
     async def crawl() -> None: ...
 
     assert check.apply().get() is False
