@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from aioabort.worker import threads
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Call:
@@ -16,7 +16,7 @@ class Call:
         self._callback = callback
         self._turn = threading.Lock()
         self._caller: int | None = None
-        self.is_done = False
+        self.is_done: bool = False
 
     def run(self) -> None:
         """Call the callback, unless it was called or cancelled before."""

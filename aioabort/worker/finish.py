@@ -14,7 +14,7 @@ from celery.exceptions import Ignore
 from aioabort.exceptions import TaskAborted
 from aioabort.worker.run import Run
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AbortHonoured(Ignore):

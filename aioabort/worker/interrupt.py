@@ -21,7 +21,7 @@ from aioabort.exceptions import TaskAborted
 from aioabort.worker import threads
 from aioabort.worker.token import AbortToken
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Ignored by default, so one that arrives late harms nobody. Celery uses SIGUSR1.
 SIGNAL = signal.SIGURG

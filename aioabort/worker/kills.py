@@ -19,7 +19,7 @@ from aioabort.worker.run import Run
 #: Seconds after which a kill that is due is carried out by somebody else.
 OVERDUE = 5.0
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def can_terminate() -> bool:

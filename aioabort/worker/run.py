@@ -61,7 +61,7 @@ class Run(AbortToken):
         #: The state of Celery's row at the latest look.
         self.state: str | None = None
         #: Within the innermost wrapper, which turns TaskAborted into the task's end.
-        self.in_body = False
+        self.in_body: bool = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
         #: The task handed its id over to another one by ``replace()``.

@@ -40,7 +40,7 @@ class AbortToken:
         self.seen: bool = False
         self.request: AbortRequest | None = None
         # Entered again by a signal handler that interrupts a method of this class.
-        self.lock = threads.RLock()
+        self.lock: threads.RLock = threads.RLock()
         self._shields = 0
         self._held: AbortRequest | None = None
         self._wake: threads.Event | None = None
