@@ -18,10 +18,10 @@ from weakref import WeakKeyDictionary
 import anyio
 from celery import Celery, signals
 
+from aioabort import threads
 from aioabort.exceptions import StoreError
 from aioabort.records import TaskRow
 from aioabort.settings import Settings, read_settings
-from aioabort.worker import threads
 from aioabort.worker.monitor import ASK_TIMEOUT, Monitor
 from aioabort.worker.run import Run
 

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from aioabort.worker import threads
+from aioabort import threads
 
 logger: logging.Logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from celery.app.task import Task
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.threads import get_ident
 
+from aioabort import threads
 from aioabort.exceptions import CoroutineCancelled
-from aioabort.worker import threads
 from aioabort.worker.token import AbortToken
 
 #: Seconds that a cancelled coroutine has to clean up before it is cancelled again.

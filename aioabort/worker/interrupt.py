@@ -17,8 +17,8 @@ from functools import cache
 from types import FrameType
 from typing import Any, Protocol
 
+from aioabort import threads
 from aioabort.exceptions import TaskAborted
-from aioabort.worker import threads
 from aioabort.worker.token import AbortToken
 
 logger: logging.Logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from aioabort.postgres.store import Store, open_store
 from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import TaskRow
 from aioabort.settings import Settings
+from aioabort.threads import one_wake_up
 from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher
 from aioabort.worker.kills import Kills
 from aioabort.worker.reports import Reports
 from aioabort.worker.run import Run
-from aioabort.worker.threads import one_wake_up
 
 ASK_TIMEOUT = 5.0
 

@@ -8,8 +8,8 @@ from typing import Final, Protocol
 from celery import states
 from celery.app.task import Context
 
+from aioabort import threads
 from aioabort.records import AbortRequest, Outcome, TaskRow
-from aioabort.worker import threads
 from aioabort.worker.token import AbortToken, current
 
 

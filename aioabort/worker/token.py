@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from aioabort import threads
 from aioabort.records import AbortRequest
-from aioabort.worker import threads
 from aioabort.worker.callbacks import Callbacks
 
 

@@ -13,7 +13,7 @@ from aioabort import AbortableTask
 PATCHED = "from gevent import monkey; monkey.patch_all()"
 
 WAIT = """
-from aioabort.worker import threads
+from aioabort import threads
 {late}
 rounds = 0
 for _ in range(1000):
