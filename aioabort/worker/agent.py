@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -54,9 +55,12 @@ class Agent:
         self._thread: Final = threads.start(self._run, "aioabort-agent")
 
     def begin(self, run: Run) -> None:
-        """Watch *run*, and wait until it is known whether it was asked to stop."""
+        """Watch *run*, and ask whether it is to stop; returns at once."""
         if not self._post(self._monitor.begin, run):
-            return
+            run.looked.set()
+
+    def wait_for_look(self, run: Run) -> None:
+        """Return when it is known whether *run* was asked to stop, or cannot be."""
         if not run.looked.wait(START_TIMEOUT):
             logger.warning(
                 "aioabort worker: PostgreSQL did not answer within %g s; "
@@ -64,6 +68,11 @@ class Agent:
                 START_TIMEOUT,
                 run.task_id,
             )
+
+    def look_again(self, run: Run) -> None:
+        """Refresh the state of *run*, if PostgreSQL can be asked."""
+        with suppress(StoreError):
+            run.observe(self.ask(run.task_id))
 
     def saw(self, run: Run) -> None:
         """Record that the task noticed its request, soon; returns at once."""

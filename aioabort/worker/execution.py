@@ -1,7 +1,8 @@
 """Round a task's body: the start check before it, the abort's end after it.
 
-``run`` and a ``__call__`` of the user's own are both wrapped, and whichever Celery
-enters first begins the run: a subclass may override either and never call ``super()``.
+``run``, and a ``__call__`` and ``before_start`` of the user's own, are wrapped, and
+whichever Celery enters first makes the check: a subclass may override any of them and
+never call ``super()``.
 The innermost wrapper turns TaskAborted into the task's end, below Celery's autoretry,
 which would take it for an error that deserves another try.
 """
@@ -13,7 +14,7 @@ from asyncio import iscoroutine
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from celery import signals
+from celery import signals, states
 from celery.app.task import Context, Task
 from celery.exceptions import ImproperlyConfigured
 
@@ -30,8 +31,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 def make_abortable(cls: type["Task[..., Any]"]) -> None:
-    """Wrap the ``run`` and ``__call__`` that *cls* defines or inherits from a mixin."""
-    for name in ("run", "__call__"):
+    """Wrap what *cls* defines, or inherits from a mixin, of all that a run calls."""
+    for name in ("run", "__call__", "before_start"):
         body = inspect.getattr_static(cls, name)
         if body is not getattr(Task, name) and not hasattr(body, "is_abortable"):
             setattr(cls, name, _wrap(body))
@@ -74,7 +75,7 @@ def run_abortable(
     try:
         if not run.is_started:
             run.is_started = True
-            run.raise_if_aborted()
+            _check_start(run)
         return _finish_coroutine(task, run, _call(task, run, body, args, kwargs))
     except (TaskAborted, ExceptionGroup) as raised:
         error = _own_abort(raised, request)
@@ -83,6 +84,16 @@ def run_abortable(
         finish_aborted(task, request, error, run)
     finally:
         run.in_body = was_in_body
+
+
+def _check_start(run: Run) -> None:
+    """Raise TaskAborted if the task was asked to stop before its body."""
+    run.supervisor.wait_for_look(run)
+    if run.aborted and run.state in states.READY_STATES:
+        # A redelivery of a run that has ended. It was looked at while Celery stored
+        # STARTED, which may have erased that end since.
+        run.supervisor.look_again(run)
+    run.raise_if_aborted()
 
 
 def _run_unwatched(
@@ -147,7 +158,7 @@ def _finish_coroutine(
 
 
 def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
-    """Return a run that PostgreSQL was asked about; None for one that cannot be."""
+    """Return a run that PostgreSQL is asked about; None for one that cannot be."""
     if request.is_eager:
         return None
     try:
@@ -166,6 +177,13 @@ def _warn_once(problem: str) -> None:
     logger.error("aioabort worker: tasks run, but cannot be aborted: %s", problem)
 
 
+def _begin_early(sender: "Task[..., Any]", **_: object) -> None:
+    """Have PostgreSQL asked while Celery stores that the task has started."""
+    request = cast("Context | None", sender.request_stack.top)
+    if request is not None and hasattr(sender.run, "is_abortable"):
+        _begin(sender, request)
+
+
 def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
     """End the run that Celery is done with: its result is stored, if it has one."""
     run = token.current.get()
@@ -179,4 +197,5 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
             )
 
 
+signals.task_prerun.connect(_begin_early, weak=False)
 signals.task_postrun.connect(_end, weak=False)

@@ -17,7 +17,13 @@ class Supervisor(Protocol):
     """What sets the tokens of running tasks, and hears from them."""
 
     def begin(self, run: "Run") -> None:
-        """Watch *run*, and return when it is known whether it was asked to stop."""
+        """Watch *run*, and ask whether it is to stop; returns at once."""
+
+    def wait_for_look(self, run: "Run") -> None:
+        """Return when it is known whether *run* was asked to stop."""
+
+    def look_again(self, run: "Run") -> None:
+        """Refresh the state of *run*, if PostgreSQL can be asked."""
 
     def saw(self, run: "Run") -> None:
         """Record that the task noticed its request."""

@@ -143,7 +143,8 @@ async def test_redelivery_of_a_task_that_an_abort_has_ended(stage: Stage) -> Non
     """A settled abort still stops the redelivery of the run that it ended.
 
     Closes: REVOKED is stored and the request settled, the process is killed before
-    the message is acknowledged, and the broker delivers it again.
+    the message is acknowledged, and the broker delivers it again; the look at its
+    start finds REVOKED, which Celery's STARTED erases at the same time.
     """
     result = await stage.start(stage.tasks.dying_after_the_end)
     await result.abort()

@@ -17,6 +17,7 @@ FORMS = [
     "proj.class_based",
     "proj.in_context",
     "proj.outer",
+    "proj.prepared",
     "proj.raising",
     "proj.unbound",
 ]

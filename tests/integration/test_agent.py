@@ -42,6 +42,7 @@ def start_run(app: Celery, task_id: str | None = None) -> Run:
     request = Context(id=task_id or str(uuid4()), hostname="worker@host")
     run = Run(request, agent_for(app))
     run.supervisor.begin(run)
+    run.supervisor.wait_for_look(run)
     return run
 
 
@@ -77,7 +78,7 @@ async def outcome_of(store: Store, task_id: str, expected: str) -> None:
 async def test_a_request_before_the_start_is_known_at_the_start(
     dsn: str, make_app: MakeApp, store: Store, notify: bool
 ) -> None:
-    """When ``begin()`` returns, the look is over and the token is set."""
+    """When the start check is over, the token is set."""
     app = make_app(dsn, aioabort_notify=notify, aioabort_poll_interval=3_600.0)
     task_id = str(uuid4())
     await store.request([task_id], "why")

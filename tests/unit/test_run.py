@@ -26,6 +26,12 @@ class Listener:
     def begin(self, run: Run) -> None:
         """Do nothing."""
 
+    def wait_for_look(self, run: Run) -> None:
+        """Do nothing."""
+
+    def look_again(self, run: Run) -> None:
+        """Do nothing."""
+
     def saw(self, run: Run) -> None:
         self.saw_runs.append(run)
 

@@ -237,7 +237,23 @@ class MixedIn(Polling, AbortableTask):
     name = "proj.mixed_in"
 
 
+class Prepared(AbortableTask):
+    """A task that works before its body."""
+
+    name = "proj.prepared"
+
+    def before_start(self, _id: str, handed: list[str], _named: object) -> None:
+        """Stop by the exception."""
+        note(handed[0], "body")
+        until(self.raise_if_aborted)
+
+    def run(self, place: str) -> None:
+        """Never run."""
+        note(place, "context")
+
+
 class_based = app.register_task(ClassBased())
+prepared = app.register_task(Prepared())
 mixed_in = app.register_task(MixedIn())
 
 
