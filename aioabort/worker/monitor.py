@@ -20,6 +20,7 @@ from aioabort.postgres.store import Store, open_store
 from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import TaskRow
 from aioabort.settings import Settings
+from aioabort.switching import switching_soon
 from aioabort.threads import one_wake_up
 from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher
 from aioabort.worker.kills import Kills
@@ -142,7 +143,8 @@ class Monitor:
             for run in self._runs.get(task_id, ())
             if run.has_ended
         }
-        rows = await store.observe(task_ids)
+        with switching_soon():
+            rows = await store.observe(task_ids)
         rows.update(await _adopt(store, rows))
         with one_wake_up():
             for task_id in task_ids:
