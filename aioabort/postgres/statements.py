@@ -182,6 +182,11 @@ TABLES_EXIST: Final = """
            to_regclass($2) IS NOT NULL AS has_task
 """
 
+# From template1 it would fail while somebody is connected to that.
+CREATE_DATABASE: Final = "CREATE DATABASE {name} TEMPLATE template0"
+
+DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
+
 SERVER_PID: Final = "SELECT pg_backend_pid()"
 
 PING: Final = "SELECT 1"
@@ -218,15 +223,16 @@ class Tables:
         return statement.format(
             task=self.task,
             request=self.request,
-            index=_quoted(f"{self._request_table}_expires_at"),
-            kill_index=_quoted(f"{self._request_table}_kill_at"),
+            index=quoted(f"{self._request_table}_expires_at"),
+            kill_index=quoted(f"{self._request_table}_kill_at"),
             sequence=f"'{sequence}'",
         )
 
     def _qualified(self, name: str) -> str:
         parts = [name] if self.schema is None else [self.schema, name]
-        return ".".join(map(_quoted, parts))
+        return ".".join(map(quoted, parts))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return *name* as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'
