@@ -171,6 +171,33 @@ FINISHED: Final = (
 """
 )
 
+LIST_REQUESTS: Final = """
+    -- $1 rows at most, $2 whether only those that are pending
+    SELECT task_id, requested_at, reason, requested_by, kill_at,
+           seen_at, seen_by, outcome, outcome_at
+    FROM {request}
+    WHERE outcome IS NULL OR NOT $2::bool
+    ORDER BY requested_at DESC
+    LIMIT $1
+"""
+
+# Whoever else deletes at the same time takes other rows.
+DELETE_EXPIRED: Final = """
+    -- $1 rows at most
+    WITH gone AS (
+        DELETE FROM {request}
+        WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {request}
+            WHERE expires_at < now()
+            ORDER BY expires_at
+            LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING 1
+    )
+    SELECT count(*) AS deleted FROM gone
+"""
+
 NOTIFY: Final = """
     -- $1 channel, $2 payloads
     SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
