@@ -17,7 +17,7 @@ REQUEST: Final = """
         SELECT DISTINCT task_id FROM unnest($1::text[]) AS ids (task_id)
     ), marked AS (
         INSERT INTO {task} AS t (id, task_id, status, date_done)
-        SELECT nextval({sequence}), task_id, 'ABORTED', now() AT TIME ZONE 'utc'
+        SELECT nextval({sequence}), task_id, 'ABORTED', localtimestamp
         FROM asked
         ORDER BY task_id
         ON CONFLICT (task_id) DO UPDATE SET status = 'ABORTED'
@@ -148,9 +148,11 @@ CLAIM_OVERDUE: Final = """
     RETURNING r.task_id
 """
 
+# Celery's column has no time zone: what it stores is in that of the server's sessions.
 SNAPSHOT: Final = """
     -- $1 task ids
-    SELECT ids.task_id, t.status, t.result, t.traceback, t.date_done,
+    SELECT ids.task_id, t.status, t.result, t.traceback,
+           t.date_done::timestamptz AS date_done,
            r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
            r.seen_at, r.seen_by, r.outcome, r.outcome_at

@@ -6,7 +6,6 @@ when it refuses.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -203,14 +202,12 @@ def _to_request(row: asyncpg.Record) -> AbortRequest:
 
 
 def _to_row(row: asyncpg.Record) -> TaskRow:
-    date_done: datetime | None = row.get("date_done")
     return TaskRow(
         task_id=row["task_id"],
         state=row["status"],
         result=row.get("result"),
         traceback=row.get("traceback"),
-        # Celery writes UTC into a column without time zone.
-        date_done=date_done and date_done.replace(tzinfo=UTC),
+        date_done=row.get("date_done"),
         request=None if row["requested_at"] is None else _to_request(row),
         kill_in=row["kill_in"],
     )
