@@ -44,6 +44,20 @@ class AbortRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A request that has come further: its task noticed it, or ended as *outcome*.
+
+    That was *after* so many seconds, and is *ago* so many.
+    """
+
+    task_id: str
+    after: float
+    ago: float
+    outcome: Outcome | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
     """A task's row and its request, as stored: the result is still encoded.
 

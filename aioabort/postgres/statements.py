@@ -12,7 +12,7 @@ from typing import Final
 # The order of the ids keeps two overlapping requests from deadlocking.
 REQUEST: Final = """
     -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
-    -- $5 seconds of grace
+    -- $5 seconds of grace, $6 the trace
     WITH asked AS (
         SELECT DISTINCT task_id FROM unnest($1::text[]) AS ids (task_id)
     ), marked AS (
@@ -24,16 +24,17 @@ REQUEST: Final = """
         WHERE coalesce(t.status, 'PENDING') NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
         RETURNING t.task_id
     )
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    INSERT INTO {request} AS r
+        (task_id, reason, requested_by, expires_at, kill_at, traceparent)
     SELECT task_id, $2, $3, now() + make_interval(secs => $4),
-        clock_timestamp() + make_interval(secs => $5)
+        clock_timestamp() + make_interval(secs => $5), $6
     FROM marked
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
         kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
-        outcome = NULL, outcome_at = NULL
+        outcome = NULL, outcome_at = NULL, traceparent = excluded.traceparent
     WHERE r.outcome IS NOT NULL
     RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
@@ -41,17 +42,18 @@ REQUEST: Final = """
 
 REQUEST_ALONE: Final = """
     -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
-    -- $5 seconds of grace
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    -- $5 seconds of grace, $6 the trace
+    INSERT INTO {request} AS r
+        (task_id, reason, requested_by, expires_at, kill_at, traceparent)
     SELECT DISTINCT ids.task_id, $2, $3, now() + make_interval(secs => $4),
-        clock_timestamp() + make_interval(secs => $5)
+        clock_timestamp() + make_interval(secs => $5), $6
     FROM unnest($1::text[]) AS ids (task_id)
     ORDER BY ids.task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
         kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
-        outcome = NULL, outcome_at = NULL
+        outcome = NULL, outcome_at = NULL, traceparent = excluded.traceparent
     WHERE r.outcome IS NOT NULL
     RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
@@ -89,6 +91,8 @@ RECORD_SEEN: Final = """
         AS n (task_id, requested_at, age)
     WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
         AND r.seen_at IS NULL
+    RETURNING r.task_id, NULL AS outcome, n.age AS ago, r.traceparent,
+        extract(epoch FROM r.seen_at - r.requested_at)::float8 AS after
 """
 
 RECORD_OUTCOME: Final = """
@@ -103,6 +107,8 @@ RECORD_OUTCOME: Final = """
         AS n (task_id, requested_at, outcome, age)
     WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
         AND r.outcome IS NULL
+    RETURNING r.task_id, r.outcome, n.age AS ago, r.traceparent,
+        extract(epoch FROM r.outcome_at - r.requested_at)::float8 AS after
 """
 
 # A request may be made more urgent, never less.
@@ -120,7 +126,8 @@ CLAIM_KILL: Final = """
     SET outcome = 'killed', outcome_at = clock_timestamp()
     WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
         AND kill_at IS NOT NULL
-    RETURNING task_id
+    RETURNING task_id, outcome, 0::float8 AS ago, traceparent,
+        extract(epoch FROM outcome_at - requested_at)::float8 AS after
 """
 
 WAIVE_KILL: Final = """

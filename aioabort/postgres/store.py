@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreError
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
@@ -18,7 +19,7 @@ from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.hints import done_channel, encode_hints, request_channel
 from aioabort.postgres.schema import create_table, tables_of
 from aioabort.postgres.statements import Tables
-from aioabort.records import AbortRequest, Outcome, TaskRow
+from aioabort.records import AbortRequest, Outcome, Stage, TaskRow
 from aioabort.settings import Settings
 
 
@@ -84,14 +85,17 @@ class Store:
 
         An id that is missing from them had ended, or was asked before.
         """
-        rows = await self._fetch(
-            self._request,
-            task_ids,
-            reason,
-            requested_by,
-            self._request_expires,
-            grace,
-        )
+        with telemetry.requesting(task_ids) as traceparent:
+            rows = await self._fetch(
+                self._request,
+                task_ids,
+                reason,
+                requested_by,
+                self._request_expires,
+                grace,
+                traceparent,
+            )
+        telemetry.requested(len(task_ids), len(rows))
         return {row["task_id"]: _to_request(row) for row in rows}
 
     async def observe(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
@@ -108,38 +112,46 @@ class Store:
 
     async def record_seen(
         self, requests: Sequence[AbortRequest], ages: Sequence[float], seen_by: str
-    ) -> None:
-        """Note that the tasks saw their requests, *ages* seconds ago."""
-        await self._fetch(
+    ) -> list[Stage]:
+        """Note that the tasks saw their requests, *ages* seconds ago.
+
+        Returns those of which that was not known.
+        """
+        rows = await self._fetch(
             self._record_seen,
             [request.task_id for request in requests],
             [request.requested_at for request in requests],
             ages,
             seen_by,
         )
+        return _to_stages(rows)
 
     async def record_outcomes(
         self,
         requests: Sequence[AbortRequest],
         outcomes: Sequence[Outcome],
         ages: Sequence[float],
-    ) -> None:
-        """Note how the tasks ended, *ages* seconds ago; what was noted before stays."""
-        await self._fetch(
+    ) -> list[Stage]:
+        """Note how the tasks ended, *ages* seconds ago; what was noted before stays.
+
+        Returns those of which that was not known.
+        """
+        rows = await self._fetch(
             self._record_outcome,
             [request.task_id for request in requests],
             [request.requested_at for request in requests],
             outcomes,
             ages,
         )
+        return _to_stages(rows)
 
     async def hasten(self, task_ids: Sequence[str], grace: float) -> None:
         """Have pending requests end in a kill after *grace* seconds, if not before."""
         await self._fetch(self._hasten, task_ids, grace)
 
-    async def claim_kill(self, request: AbortRequest) -> bool:
-        """Settle the request as killed; return whether it is ours to carry that out."""
-        return bool(
+    async def claim_kill(self, request: AbortRequest) -> list[Stage]:
+        """Settle the request as killed; return nothing if that is not ours to do."""
+        return _to_stages(
             await self._fetch(self._claim_kill, request.task_id, request.requested_at)
         )
 
@@ -200,6 +212,10 @@ def _to_request(row: asyncpg.Record) -> AbortRequest:
         outcome=row["outcome"],
         outcome_at=row["outcome_at"],
     )
+
+
+def _to_stages(rows: list[asyncpg.Record]) -> list[Stage]:
+    return [Stage(**dict(row)) for row in rows]
 
 
 def _to_row(row: asyncpg.Record) -> TaskRow:
