@@ -4,7 +4,7 @@ Every method raises StoreUnavailable when the server cannot be reached, and Stor
 when it refuses.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -51,6 +51,7 @@ class Store:
     def __init__(self, executor: Executor, tables: Tables, settings: Settings) -> None:
         self.has_results: bool = tables.has_results
         self._executor = executor
+        self._tables = tables
         self._notify = settings.notify
         self._request_expires = settings.request_expires
         self.request_channel: str = request_channel(tables)
@@ -60,6 +61,9 @@ class Store:
         )
         self._observe = tables.fill(
             statements.OBSERVE if self.has_results else statements.OBSERVE_ALONE
+        )
+        self._states = tables.fill(
+            statements.STATES if self.has_results else statements.OBSERVE_ALONE
         )
         self._snapshot = tables.fill(
             statements.SNAPSHOT if self.has_results else statements.OBSERVE_ALONE
@@ -86,7 +90,7 @@ class Store:
         An id that is missing from them had ended, or was asked before.
         """
         with telemetry.requesting(task_ids) as traceparent:
-            rows = await self._fetch(
+            requests = await self._requests(
                 self._request,
                 task_ids,
                 reason,
@@ -95,12 +99,35 @@ class Store:
                 grace,
                 traceparent,
             )
-        telemetry.requested(len(task_ids), len(rows))
-        return {row["task_id"]: _to_request(row) for row in rows}
+        telemetry.requested(len(task_ids), len(requests))
+        return requests
 
     async def observe(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
         """Return the rows of those tasks that were ever asked to stop."""
         return await self._rows(self._observe, task_ids)
+
+    async def unfinished(
+        self, criteria: Mapping[str, Any], after: str, limit: int
+    ) -> list[str]:
+        """Return the ids of tasks that have not ended, in order, from *after* on.
+
+        Raises StoreError if Celery's table does not have what they are known by.
+        """
+        statement = self._tables.fill(statements.unfinished(criteria))
+        try:
+            rows = await self._fetch(statement, after, limit, *criteria.values())
+        except StoreError as error:
+            if not isinstance(error.__cause__, asyncpg.UndefinedColumnError):
+                raise
+            raise StoreError(
+                f"{self._tables.task} does not say which task, worker and queue a row "
+                f"is of: it was created without result_extended ({error.__cause__})"
+            ) from error
+        return [row["task_id"] for row in rows]
+
+    async def states(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of the tasks without their results, which may be large."""
+        return await self._rows(self._states, task_ids)
 
     async def snapshots(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
         """Return the rows of the tasks; one never heard of has neither state nor request."""
@@ -145,9 +172,14 @@ class Store:
         )
         return _to_stages(rows)
 
-    async def hasten(self, task_ids: Sequence[str], grace: float) -> None:
-        """Have pending requests end in a kill after *grace* seconds, if not before."""
-        await self._fetch(self._hasten, task_ids, grace)
+    async def hasten(
+        self, task_ids: Sequence[str], grace: float
+    ) -> dict[str, AbortRequest]:
+        """Have pending requests end in a kill after *grace* seconds, if not before.
+
+        Returns these requests.
+        """
+        return await self._requests(self._hasten, task_ids, grace)
 
     async def claim_kill(self, request: AbortRequest) -> list[Stage]:
         """Settle the request as killed; return nothing if that is not ours to do."""
@@ -188,6 +220,10 @@ class Store:
         # every such commit of the cluster wait for the one before it.
         if self._notify:
             await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
+
+    async def _requests(self, statement: str, *args: Any) -> dict[str, AbortRequest]:
+        rows = await self._fetch(statement, *args)
+        return {row["task_id"]: _to_request(row) for row in rows}
 
     async def _rows(
         self, statement: str, task_ids: Sequence[str]
