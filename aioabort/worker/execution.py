@@ -19,6 +19,7 @@ from celery.app.task import Context, Task
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort.exceptions import TaskAborted
+from aioabort.records import is_storable
 from aioabort.signals import task_aborted
 from aioabort.worker import token
 from aioabort.worker.agent import agent_for
@@ -160,6 +161,10 @@ def _finish_coroutine(
 def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
     """Return a run that PostgreSQL is asked about; None for one that cannot be."""
     if request.is_eager:
+        return None
+    if not is_storable(request.id or ""):
+        # Every look at all that runs here would fail for the sake of this one.
+        _warn_once("PostgreSQL cannot hold the id of one of them")
         return None
     try:
         agent = agent_for(task.app)

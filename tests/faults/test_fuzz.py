@@ -87,13 +87,30 @@ def mutated(value: T, chance: random.Random) -> T:
     for _ in range(chance.choice([0, 1, 1, 2, 5])):
         start, end = sorted(chance.randrange(len(text) + 1) for _ in range(2))
         piece = chance.choice(
-            ["", text[start:end] * 2, chance.choice(PIECES), chr(chance.randrange(2**16))]
+            [
+                "",
+                text[start:end] * 2,
+                chance.choice(PIECES),
+                chr(chance.randrange(2**16)),
+            ]
         )
         text = text[:start] + piece + text[end:]
     return text  # type: ignore[return-value]
 
 
-STRANGE: Sequence[Any] = (None, True, -1, 0, 2**70, 1e400, float("nan"), b"x", [], {}, "")
+STRANGE: Sequence[Any] = (
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1e400,
+    float("nan"),
+    b"x",
+    [],
+    {},
+    "",
+)
 PIECES = (
     *(",", "1:", "*", "\0", "\ud800", "é", "x" * 160, "x" * 8_000, "%", "%00", "%zz"),
     *("@", ":", "/", "?", "&", "=", "#", "[", "]", "::1", " ", "\n", "'", '"', "\\"),

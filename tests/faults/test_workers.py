@@ -48,8 +48,6 @@ async def test_worker_restarts(arena: Arena, how: int) -> None:
         await worker.start()
 
     try:
-        await run_round(
-            arena, f"worker restarted, {name}", inject, [worker], share=0.6
-        )
+        await run_round(arena, f"worker restarted, {name}", inject, [worker], share=0.6)
     finally:
         await worker.stop()

@@ -169,4 +169,3 @@ class Worker:
             process, self._process = self._process, None
             process.send_signal(how)
             await ended(process, bound)
-

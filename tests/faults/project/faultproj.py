@@ -167,5 +167,3 @@ def blind(self: AbortableTask, seconds: float) -> str:
     with diary(self):
         time.sleep(seconds)
         return "done"
-
-
