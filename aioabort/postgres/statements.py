@@ -118,6 +118,16 @@ RECORD_OUTCOME: Final = """
         extract(epoch FROM r.outcome_at - r.requested_at)::float8 AS after
 """
 
+# STARTED or a state of the task's own has been written over ABORTED, and nothing will be
+# written over that: whoever awaits the task would take it for one that runs.
+GIVE_UP_RESULTS: Final = """
+    -- $1 task ids
+    UPDATE {task}
+    SET status = 'ABORTED'
+    WHERE task_id = ANY($1::text[])
+        AND status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED', 'ABORTED')
+"""
+
 # A request may be made more urgent, never less.
 HASTEN: Final = """
     -- $1 task ids, $2 seconds of grace

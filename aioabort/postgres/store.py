@@ -70,6 +70,7 @@ class Store:
         self._finished = tables.fill(statements.FINISHED)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+        self._give_up_results = tables.fill(statements.GIVE_UP_RESULTS)
         self._hasten = tables.fill(statements.HASTEN)
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
         self._waive_kill = tables.fill(statements.WAIVE_KILL)
@@ -179,6 +180,11 @@ class Store:
         Returns these requests.
         """
         return await self._requests(self._hasten, task_ids, grace)
+
+    async def give_up_results(self, task_ids: Sequence[str]) -> None:
+        """Have the outcomes of the tasks' requests tell that they have ended."""
+        if self.has_results:
+            await self._fetch(self._give_up_results, task_ids)
 
     async def claim_kill(self, request: AbortRequest) -> list[Stage]:
         """Settle the request as killed; return nothing if that is not ours to do."""

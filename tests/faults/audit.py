@@ -1,8 +1,8 @@
 """The audit: what became of each single request, and how late it was seen."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from .load import Item
 from .postgres import query
@@ -44,7 +44,7 @@ class Audit:
     fault: Fault
     tasks: int = 0
     requests: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
     #: A line for each request that was lost, and each wait that did not end.
     losses: list[str] = field(default_factory=list)
     #: Seconds from the end of the fault to the moment when a task saw a request that
@@ -57,10 +57,77 @@ class Audit:
     troubles: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Case:
+    """One task: what its sender, PostgreSQL and its own diary say of it."""
+
+    item: Item
+    page: Page
+    status: str | None
+    outcome: str | None
+    has_request: bool
+    #: From when on nothing was in the way of the request.
+    visible: float
+
+    def problem(self, bound: float, *, loses_results: bool) -> str | None:
+        """Return what is wrong with it, if anything is."""
+        return (
+            self._of_waits()
+            or self._of_request(loses_results=loses_results)
+            or self._of_looks(bound)
+        )
+
+    def _of_waits(self) -> str | None:
+        if self.item.receipt is None:
+            return "abort() did not return"
+        if self.item.ending is None:
+            return "the wait did not end"
+        if not self.item.is_asked and self.status != self.item.receipt.state:
+            return f"a finished task was {self.item.receipt.state}"
+        return None
+
+    def _of_request(self, *, loses_results: bool) -> str | None:
+        if not self.item.is_asked:
+            return None
+        if not self.has_request:
+            return "LOST: no row"
+        if self.outcome is None:
+            return "LOST: never settled"
+        if self.status not in STATES[self.outcome] and not loses_results:
+            return "status and outcome do not agree"
+        return None
+
+    def _of_looks(self, bound: float) -> str | None:
+        if not self.item.is_asked:
+            return None
+        in_vain = max(self.page.in_vain, default=0) - self.visible
+        if in_vain > bound:
+            return f"LOST: looked in vain {in_vain:.3f} s later"
+        begun = max(self.page.begun, default=0) - self.visible
+        if begun > bound:
+            return f"LOST: the body began {begun:.3f} s later"
+        return None
+
+    @property
+    def delay(self) -> float:
+        """How long the request took to be seen; 0 if no body has seen it."""
+        saw = max(self.page.saw, default=0)
+        return saw and saw - max(self.visible, *self.page.begun)
+
+
 def audit(
-    items: Iterable[Item], pages: dict[str, Page], dsn: str, fault: Fault, bound: float
+    items: Iterable[Item],
+    pages: Mapping[str, Page],
+    dsn: str,
+    fault: Fault,
+    bound: float,
+    *,
+    loses_results: bool = False,
 ) -> Audit:
-    """Return what became of *items*; a look may be in vain for *bound* seconds."""
+    """Return what became of *items*; a look may be in vain for *bound* seconds.
+
+    *loses_results*: Celery may have, so that its row tells nothing.
+    """
     items = list(items)
     rows = {
         task_id: row
@@ -69,64 +136,19 @@ def audit(
     result = Audit(fault, tasks=len(items))
     for item in items:
         page = pages.get(item.task_id) or Page()
-        status, outcome, has_request = rows[item.task_id]
+        visible = max(item.committed, fault.over)
+        case = Case(item, page, *rows[item.task_id], visible)
         if item.is_asked:
-            result.requests += 1
-            result.outcomes[str(outcome)] = result.outcomes.get(str(outcome), 0) + 1
-            _measure(result, item, page)
-        problem = _problem(item, page, status, outcome, has_request, fault, bound)
-        if problem:
-            result.losses.append(
-                f"{item.task_id} {item.kind}: {problem} (status {status}, outcome "
-                f"{outcome}, receipt {item.receipt and item.receipt.answer}, wait "
-                f"{item.ending}, committed {item.committed - fault.over:+.3f}, "
-                f"{page})"
-            )
+            _count(result, case)
+        if problem := case.problem(bound, loses_results=loses_results):
+            result.losses.append(f"{problem}: {case}")
     return result
 
 
-def _problem(
-    item: Item,
-    page: Page,
-    status: str | None,
-    outcome: str | None,
-    has_request: Any,
-    fault: Fault,
-    bound: float,
-) -> str | None:
-    if item.receipt is None:
-        return "abort() did not return"
-    if item.ending is None:
-        return "the wait did not end"
-    if not item.is_asked:
-        finished = item.receipt.state
-        return None if status == finished else f"a finished task was {finished}"
-    if not has_request:
-        return "LOST: no row"
-    if outcome is None:
-        return "LOST: never settled"
-    if status not in STATES[outcome]:
-        return "status and outcome do not agree"
-    visible = _visible(item, fault) + bound
-    looked = max(page.in_vain, default=0)
-    if looked > visible:
-        return f"LOST: looked in vain {looked - visible + bound:.3f} s later"
-    begun = max(page.begun, default=0)
-    if begun > visible:
-        return f"LOST: the body began {begun - visible + bound:.3f} s later"
-    return None
-
-
-def _visible(item: Item, fault: Fault) -> float:
-    """Return the moment from which nothing was in the way of the request."""
-    return max(item.committed, fault.over)
-
-
-def _measure(result: Audit, item: Item, page: Page) -> None:
-    if not (saw := max(page.saw, default=0)):
-        return
-    delay = saw - max(_visible(item, result.fault), max(page.begun))
-    if item.committed < result.fault.over:
-        result.longest_after = max(result.longest_after, delay)
+def _count(result: Audit, case: Case) -> None:
+    result.requests += 1
+    result.outcomes[str(case.outcome)] += 1
+    if case.item.committed < result.fault.over:
+        result.longest_after = max(result.longest_after, case.delay)
     else:
-        result.longest_delay = max(result.longest_delay, delay)
+        result.longest_delay = max(result.longest_delay, case.delay)

@@ -6,7 +6,7 @@ monotonic clock.
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,10 @@ LATEST_REQUEST = 1.0
 #: Seconds that tasks which end by themselves take, at most.
 LONGEST_TASK = 0.4
 
+#: Tasks that clean up when they have seen the abort: how many do, and for how long.
+CLEANING = 0.3
+LONGEST_CLEANUP = 3.0
+
 
 def clock() -> float:
     """Return the moment."""
@@ -86,6 +90,9 @@ class Load:
         queues: list[Celery],
         diary: Diary,
         chance: random.Random,
+        *,
+        kinds: Mapping[str, int] = KINDS,
+        cleaning: float = CLEANING,
     ) -> None:
         self.items: list[Item] = []
         #: What went wrong on the way, and was tried again: how often.
@@ -94,6 +101,8 @@ class Load:
         self._queues = queues
         self._diary = diary
         self._chance = chance
+        self._kinds = kinds
+        self._cleaning = cleaning
         self._publishers = ThreadPoolExecutor(2)
         self._is_on = True
 
@@ -160,12 +169,11 @@ class Load:
             item.ending = f"value {value}"
 
     def _make(self, *, queued: bool) -> Item:
-        [kind] = self._chance.choices(list(KINDS), list(KINDS.values()))
-        takes = kind in {"short", "blind"}
+        [kind] = self._chance.choices(list(self._kinds), list(self._kinds.values()))
         return Item(
             task_id=str(uuid4()),
             kind=kind,
-            args=(self._chance.uniform(0, LONGEST_TASK),) if takes else (),
+            args=self._arguments(kind),
             delay=0 if queued else self._chance.uniform(0, LATEST_REQUEST),
             is_to_run=not queued and self._chance.random() < RUNNING,
             # The first queue's worker is the cheapest to run.
@@ -173,6 +181,14 @@ class Load:
             if queued and self._chance.random() < FIRST
             else self._chance.choice(self._queues),
         )
+
+    def _arguments(self, kind: str) -> tuple[float, ...]:
+        if kind in {"short", "blind"}:
+            return (self._chance.uniform(0, LONGEST_TASK),)
+        if kind in {"raising", "returning", "failing"}:
+            cleans_up = self._chance.random() < self._cleaning
+            return (self._chance.uniform(0, LONGEST_CLEANUP) if cleans_up else 0,)
+        return ()
 
     def _note(self, error: Exception) -> None:
         name = f"{type(error).__name__}: {str(error)[:80]}"

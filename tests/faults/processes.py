@@ -37,7 +37,8 @@ def spawn(
             stderr=subprocess.STDOUT,
             # A Ctrl-C is for pytest, which then stops things in their order.
             start_new_session=True,
-            preexec_fn=partial(_libc.prctl, _PR_SET_PDEATHSIG, dying),
+            # One system call, which takes no lock.
+            preexec_fn=partial(_libc.prctl, _PR_SET_PDEATHSIG, dying),  # noqa: PLW1509
             **options,
         )
 
@@ -93,7 +94,7 @@ def usage(pid: int) -> dict[str, int]:
     status = Path(f"/proc/{pid}/status").read_text()
     numbers = dict(re.findall(r"(\w+):\s+(\d+)", status))
     return {
-        "files": len(os.listdir(f"/proc/{pid}/fd")),
+        "files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
         "threads": int(numbers["Threads"]),
         "memory": int(numbers["VmRSS"]),
     }

@@ -1,7 +1,7 @@
 """A round: a load, a fault in the middle of it, and the audit of every task."""
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from celery import Celery
 from aioabort import AbortClient
 
 from .audit import Audit, Fault, audit
-from .load import Load, clock
+from .load import CLEANING, KINDS, Load, clock
 from .postgres import Postgres, Programs, query
 from .processes import Redis, becomes_true
 from .workers import POLL_INTERVAL, Diary, Place, Worker
@@ -98,18 +98,22 @@ async def run_round(
     dsn: str | None = None,
     client_app: Celery | None = None,
     share: float = 1.0,
+    kinds: Mapping[str, int] = KINDS,
+    cleaning: float = CLEANING,
+    loses_results: bool = False,
 ) -> Audit:
     """Run a round with *workers*, whose results are at *dsn*; fail for any loss.
 
     The requests are made through *client_app*, or as the first of the workers would.
-    *share* of the usual load is what they can take.
+    *share* of the usual load is what they can take, of the *kinds*, and *cleaning* of
+    the tasks take their time to end. *loses_results*: as Celery may.
     """
     workers = arena.workers if workers is None else workers
     size, start = arena.size, clock()
     queues = [arena.app(worker) for worker in workers]
     async with AbortClient(client_app or queues[0]) as client:
         chance = random.Random(f"{arena.seed} {name}")
-        load = Load(client, queues, arena.diary, chance)
+        load = Load(client, queues, arena.diary, chance, kinds=kinds, cleaning=cleaning)
         with anyio.move_on_after(SETTLED) as hanging:
             async with anyio.create_task_group() as group:
                 burst, rate = round(size.burst * share), size.rate * share
@@ -124,7 +128,14 @@ async def run_round(
         await _settled(load, dsn or arena.dsn)
     for queue in queues:
         queue.close()
-    result = audit(load.items, arena.diary.read(), dsn or arena.dsn, fault, BOUND)
+    result = audit(
+        load.items,
+        arena.diary.read(),
+        dsn or arena.dsn,
+        fault,
+        BOUND,
+        loses_results=loses_results,
+    )
     result.seconds = clock() - start
     result.troubles = load.troubles
     arena.audits.append(result)

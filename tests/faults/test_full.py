@@ -34,6 +34,13 @@ JUNK = """
 """
 FILL = "INSERT INTO junk SELECT repeat('x', 500) FROM generate_series(1, 100000)"
 
+#: In a transaction for each, or the queue would take all or nothing.
+FLOOD = """
+    DO $$ BEGIN
+        LOOP PERFORM pg_notify('junk', '{}'); COMMIT; END LOOP;
+    END $$
+"""
+
 TABLES = ("aioabort_request", "celery_taskmeta")
 
 
@@ -49,8 +56,7 @@ async def test_notification_queue_full(arena: Arena) -> None:
             sleeper.execute("SELECT 1")
             for size in (7_900, 10):
                 with pytest.raises(psycopg.OperationalError, match="NOTIFY queue"):
-                    while True:
-                        query(arena.dsn, "SELECT pg_notify('junk', %s)", "x" * size)
+                    query(arena.dsn, FLOOD.format("x" * size))
             await anyio.sleep(seconds)
 
     await run_round(arena, "notification queue full", inject)

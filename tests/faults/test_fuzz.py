@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from hypothesis import HealthCheck, given, settings
@@ -65,7 +64,7 @@ def fuzzed(
                     error.add_note(f"case {number}: {value!r}"[:500])
                     raise
                 assert perf_counter() - start < STALL
-            drawn(given(strategy)(lambda value: check(value)))()
+            drawn(given(strategy)(check))()
 
         # pytest would take the value for a fixture.
         del test.__wrapped__

@@ -31,7 +31,7 @@ async def test_of_a_worker(arena: Arena, network: Network, harm: str) -> None:
     """A worker is cut off from the server, while everybody else goes on."""
     worker = Worker(
         arena.place,
-        f"network-{harm.split()[0]}",
+        f"network-{harm.split(maxsplit=1)[0]}",
         f"postgresql://postgres@127.0.0.1:{network.port}/{arena.database}",
         pool="threads",
         concurrency=8,

@@ -1,15 +1,18 @@
 """PostgreSQL is restarted, its connections are ended, its processes stand still."""
 
-import signal
-from pathlib import Path
-
 import anyio
 import pytest
 
+from .load import LONGEST_CLEANUP
 from .postgres import FAST, IMMEDIATE, SMART, query
-from .processes import BOUND, ended
-from .rounds import Arena, answers, run_round
+from .processes import becomes_true
+from .rounds import Arena, run_round
+from .workers import Worker
 
+CLEANING_UP = """
+    SELECT count(*) FROM aioabort_request
+    WHERE seen_at IS NOT NULL AND outcome IS NULL
+"""
 LISTENERS = "application_name = 'aioabort' AND query LIKE 'LISTEN%%'"
 
 
@@ -65,3 +68,46 @@ async def test_listeners_frozen(arena: Arena) -> None:
             await anyio.sleep(seconds)
 
     await run_round(arena, "listeners frozen (SIGSTOP)", inject)
+
+
+async def test_celery_gives_up(arena: Arena) -> None:
+    """As Celery is configured by default, it gives up results within a tenth of a second.
+
+    A result that Celery loses is lost, and its row says whatever it said before. The
+    request is settled all the same, and an abort that was honoured is stored.
+
+    tasks see their aborts, and clean up | outage | they end | it is over
+    """
+    worker = Worker(
+        arena.place,
+        "defaults",
+        arena.dsn,
+        pool="threads",
+        concurrency=24,
+        result_backend_max_retries=3,
+        # In the outage Celery would lose one task after the other, unrun.
+        task_track_started=False,
+    )
+    await worker.start()
+
+    async def inject(seconds: float) -> None:
+        await becomes_true(lambda: query(arena.dsn, CLEANING_UP) > [(6,)])
+        await arena.postgres.stop(FAST)
+        await anyio.sleep(max(seconds, LONGEST_CLEANUP))
+        await arena.postgres.start()
+
+    try:
+        await run_round(
+            arena,
+            "PostgreSQL restarted, Celery gives up results",
+            inject,
+            [worker],
+            share=0.6,
+            # Who ends by itself in the outage, its result lost, is not there any more
+            # when it is asked to stop.
+            kinds={"raising": 4, "returning": 1, "failing": 1},
+            cleaning=1.0,
+            loses_results=True,
+        )
+    finally:
+        await worker.stop()

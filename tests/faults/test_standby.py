@@ -38,7 +38,7 @@ async def test_failover(arena: Arena) -> None:
     )
     await worker.start()
 
-    async def inject(seconds: float) -> None:
+    async def inject(_seconds: float) -> None:
         await primary.stop(IMMEDIATE)
         standby.promote()
         await answers(standby.dsn())

@@ -43,7 +43,7 @@ async def test_worker_restarts(arena: Arena, how: int) -> None:
     worker = Worker(arena.place, name, arena.dsn)
     await worker.start()
 
-    async def inject(seconds: float) -> None:
+    async def inject(_seconds: float) -> None:
         await worker.stop(how)
         await worker.start()
 

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import folder_broker  # noqa: F401 (makes the broker known to kombu)
 from celery import Celery, signals
@@ -20,7 +19,7 @@ from aioabort import AbortableTask, current_token
 
 #: Seconds after which a body that was asked to stop, and is not told, gives up.
 LIFETIME = 90.0
-PAUSE = 0.01
+PAUSE = 0.02
 
 app = Celery("faultproj", task_cls="aioabort:AbortableTask")
 app.conf.update(json.loads(os.environ["AIOABORT_FAULTS_PROJECT"]))
@@ -82,29 +81,32 @@ def diary(task: AbortableTask) -> Iterator[Looks]:
 
 
 @app.task(bind=True, name="returning")
-def returning(self: AbortableTask) -> str:
+def returning(self: AbortableTask, cleanup: float) -> str:
     """Stop by a return."""
     with diary(self) as look:
         while not look():
             time.sleep(PAUSE)
+        time.sleep(cleanup)
         return "stopped"
 
 
 @app.task(bind=True, name="raising")
-def raising(self: AbortableTask) -> None:
+def raising(self: AbortableTask, cleanup: float) -> None:
     """Stop by the exception that is made for it."""
     with diary(self) as look:
         while not look():
             time.sleep(PAUSE)
+        time.sleep(cleanup)
         self.raise_if_aborted()
 
 
 @app.task(bind=True, name="failing")
-def failing(self: AbortableTask) -> None:
+def failing(self: AbortableTask, cleanup: float) -> None:
     """Stop by an exception of its own."""
     with diary(self) as look:
         while not look():
             time.sleep(PAUSE)
+        time.sleep(cleanup)
         raise ValueError("stopped in the middle")
 
 
