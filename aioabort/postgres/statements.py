@@ -260,6 +260,10 @@ NOTIFY: Final = """
     SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
 """
 
+# A queue of notifications that was full stays full, although everybody has read them,
+# until somebody asks how full it is.
+TRIM_QUEUE: Final = "SELECT pg_notification_queue_usage()"
+
 TABLES_EXIST: Final = """
     -- $1 our table, $2 Celery's
     SELECT to_regclass($1) IS NOT NULL AS has_request,

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from aioabort import telemetry
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
@@ -223,8 +223,16 @@ class Store:
     async def _hint(self, channel: str, task_ids: Iterable[str]) -> None:
         # Always a transaction of its own: a NOTIFY in a transaction that writes makes
         # every such commit of the cluster wait for the one before it.
-        if self._notify:
-            await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
+        if not self._notify:
+            return
+        payloads = [*encode_hints(task_ids)]
+        try:
+            await self._fetch(statements.NOTIFY, channel, payloads)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            await self._fetch(statements.TRIM_QUEUE)
+            await self._fetch(statements.NOTIFY, channel, payloads)
 
     async def _requests(self, statement: str, *args: Any) -> dict[str, AbortRequest]:
         rows = await self._fetch(statement, *args)
