@@ -19,6 +19,11 @@ R_co = TypeVar("R_co", covariant=True)
 Outcome = Literal["aborted", "returned", "failed", "too_late", "killed"]
 
 
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can hold *text*: no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbortRequest:
     """Who asked a task to stop, why and when, and what became of it."""

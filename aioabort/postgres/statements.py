@@ -118,6 +118,16 @@ RECORD_OUTCOME: Final = """
         extract(epoch FROM r.outcome_at - r.requested_at)::float8 AS after
 """
 
+# STARTED or a state of the task's own has been written over ABORTED, and nothing will be
+# written over that: whoever awaits the task would take it for one that runs.
+GIVE_UP_RESULTS: Final = """
+    -- $1 task ids
+    UPDATE {task}
+    SET status = 'ABORTED'
+    WHERE task_id = ANY($1::text[])
+        AND status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED', 'ABORTED')
+"""
+
 # A request may be made more urgent, never less.
 HASTEN: Final = """
     -- $1 task ids, $2 seconds of grace
@@ -249,6 +259,10 @@ NOTIFY: Final = """
     -- $1 channel, $2 payloads
     SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
 """
+
+# A queue of notifications that was full stays full, although everybody has read them,
+# until somebody asks how full it is.
+TRIM_QUEUE: Final = "SELECT pg_notification_queue_usage()"
 
 TABLES_EXIST: Final = """
     -- $1 our table, $2 Celery's

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from aioabort import telemetry
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
@@ -70,6 +70,7 @@ class Store:
         self._finished = tables.fill(statements.FINISHED)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+        self._give_up_results = tables.fill(statements.GIVE_UP_RESULTS)
         self._hasten = tables.fill(statements.HASTEN)
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
         self._waive_kill = tables.fill(statements.WAIVE_KILL)
@@ -180,6 +181,11 @@ class Store:
         """
         return await self._requests(self._hasten, task_ids, grace)
 
+    async def give_up_results(self, task_ids: Sequence[str]) -> None:
+        """Have the outcomes of the tasks' requests tell that they have ended."""
+        if self.has_results:
+            await self._fetch(self._give_up_results, task_ids)
+
     async def claim_kill(self, request: AbortRequest) -> list[Stage]:
         """Settle the request as killed; return nothing if that is not ours to do."""
         return _to_stages(
@@ -217,8 +223,16 @@ class Store:
     async def _hint(self, channel: str, task_ids: Iterable[str]) -> None:
         # Always a transaction of its own: a NOTIFY in a transaction that writes makes
         # every such commit of the cluster wait for the one before it.
-        if self._notify:
-            await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
+        if not self._notify:
+            return
+        payloads = [*encode_hints(task_ids)]
+        try:
+            await self._fetch(statements.NOTIFY, channel, payloads)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            await self._fetch(statements.TRIM_QUEUE)
+            await self._fetch(statements.NOTIFY, channel, payloads)
 
     async def _requests(self, statement: str, *args: Any) -> dict[str, AbortRequest]:
         rows = await self._fetch(statement, *args)

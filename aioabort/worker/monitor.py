@@ -164,6 +164,8 @@ class Monitor:
         request = row.request if row is not None else None
         if run.outcome is not None and request is not None and request.is_pending:
             self._reports.outcome(request, run.outcome, run.ended_at)
+            if run.is_lost:
+                self._reports.lost(run.task_id)
         self._forget(run)
 
     def _forget(self, run: Run) -> None:
