@@ -11,6 +11,7 @@ from aioabort.exceptions import (
     WaitTimeout,
 )
 from aioabort.producer.client import AbortClient
+from aioabort.producer.installing import install
 from aioabort.producer.result import AbortableAsyncResult
 from aioabort.records import ABORTED, AbortReceipt, AbortRequest, TaskSnapshot
 from aioabort.task import AbortableTask
@@ -34,4 +35,5 @@ __all__ = [
     "TaskSnapshot",
     "WaitTimeout",
     "current_token",
+    "install",
 ]
