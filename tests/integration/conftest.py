@@ -11,7 +11,7 @@ import psycopg.conninfo
 import pytest
 from celery import Celery
 
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 
