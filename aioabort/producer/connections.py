@@ -63,7 +63,9 @@ class Connections:
             self._task = self._loop.create_task(
                 self._run(self._opened), name="aioabort"
             )
-        self._check_loop()
+            self._task.add_done_callback(self._on_end)
+        if not self.are_closed:
+            self._check_loop()
         await asyncio.shield(self._opened)
         if self.are_closed:
             raise ClientClosed("The client was closed, and cannot be opened again")
@@ -137,11 +139,13 @@ class Connections:
             if opened.done():
                 raise
             opened.set_exception(error)
-        finally:
-            if not opened.done():
-                opened.set_exception(ClientClosed("The client was closed"))
-                opened.exception()  # whoever waited for it may be gone
-            self.hub.close()
+
+    def _on_end(self, _task: object) -> None:
+        # Not at the end of the coroutine: it may be cancelled before it has begun.
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(ClientClosed("The client was closed"))
+            self._opened.exception()  # whoever waited for it may be gone
+        self.hub.close()
 
     def _pool_context(self) -> AbstractAsyncContextManager[Pool]:
         if self._pool is not None:

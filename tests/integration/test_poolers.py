@@ -237,7 +237,7 @@ async def test_a_pooler_is_asked_again(
 
 
 async def test_a_refused_probe_leaves_nobody_listening(
-    bouncer: Callable[[str], Bouncer], make_app: MakeApp, dsn: str
+    bouncer: Callable[[str], Bouncer], make_app: MakeApp
 ) -> None:
     """The server connections that the pooler lends to others do not go on listening."""
     pooler = bouncer("transaction")
