@@ -94,7 +94,13 @@ class Reports:
 
     async def _send_done(self, store: Store) -> None:
         if done := self._done.copy():
-            await store.hint_clients(done)
+            try:
+                await store.hint_clients(done)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                # The queue of notifications is full: those who wait will poll.
+                logger.debug("aioabort worker: no notification was sent: %s", error)
             _discard(self._done, done)
 
 
