@@ -67,6 +67,7 @@ class TaskRow:
     """A task's row and its request, as stored: the result is still encoded.
 
     ``kill_in``: seconds until the request's grace is over, by the server's clock.
+    ``is_ending``: the task is being killed. Neither makes two rows differ.
     """
 
     task_id: str
@@ -75,7 +76,8 @@ class TaskRow:
     traceback: str | None = None
     date_done: datetime | None = None
     request: AbortRequest | None = None
-    kill_in: float | None = None
+    kill_in: float | None = field(default=None, compare=False)
+    is_ending: bool = field(default=False, compare=False)
 
     @property
     def is_finished(self) -> bool:
@@ -138,3 +140,22 @@ class TaskSnapshot(Generic[R_co]):
     request: AbortRequest | None = None
     is_finished: bool = False
     is_aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientHealth:
+    """How a client hears of what happens, and how late at most.
+
+    ``mode``: by notifications and a slow poll, or by a faster poll alone; ``reason``
+    says why alone. ``staleness``: how many seconds old an answer may be while
+    PostgreSQL can be reached, not counting the query. ``waiters``: how many wait or
+    watch. ``is_connected``: nothing that was tried lately has failed; ``last_error``
+    stays after that.
+    """
+
+    mode: Literal["notify", "poll"]
+    reason: str | None
+    staleness: float
+    waiters: int
+    is_connected: bool
+    last_error: str | None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from anyio import to_thread
 from celery import states
 from celery.result import AsyncResult, ResultSet
 
@@ -142,17 +141,12 @@ class Aborting:
         """
         if store.has_results:
             return {}
-
-        def read() -> dict[str, TaskRow]:
-            read = self._connections.backend.get_task_meta
-            found = ((task_id, read(task_id)["status"]) for task_id in task_ids)
-            return {
-                task_id: TaskRow(task_id=task_id, state=state)
-                for task_id, state in found
-                if state in states.READY_STATES
-            }
-
-        return await to_thread.run_sync(read)
+        rows = await self._connections.results.snapshots(task_ids)
+        return {
+            task_id: row
+            for task_id, row in rows.items()
+            if row.state in states.READY_STATES
+        }
 
     async def _hint(self, store: Store, task_ids: list[str]) -> None:
         if not task_ids:

@@ -1,25 +1,31 @@
 """The client: sends tasks, asks them to stop and awaits them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, overload
 
-from anyio import move_on_after, to_thread
 from celery import Celery, Task
 from celery.canvas import Signature, group
 from celery.result import AsyncResult, GroupResult, ResultSet
 
-from aioabort.exceptions import ResultsElsewhere, WaitTimeout
+from aioabort.exceptions import WaitTimeout
 from aioabort.generics import GenericTask, P, R
+from aioabort.postgres.pool import AnyPool
 from aioabort.producer.aborting import Aborting, Demand, parts_of_all
-from aioabort.producer.codec import decode, from_meta, value_of
+from aioabort.producer.codec import value_of
 from aioabort.producer.connections import Connections
 from aioabort.producer.limits import check_task_id
 from aioabort.producer.publishing import publish
 from aioabort.producer.result import AbortableAsyncResult
 from aioabort.producer.selection import criteria_of, unfinished
-from aioabort.records import AbortReceipt, AbortRequest, TaskRow, TaskSnapshot
+from aioabort.records import (
+    AbortReceipt,
+    AbortRequest,
+    ClientHealth,
+    TaskRow,
+    TaskSnapshot,
+)
 from aioabort.settings import read_settings
 
 #: Expired rows a statement, so that none runs for long.
@@ -31,13 +37,14 @@ class AbortClient:
 
     Use it as ``async with AbortClient(app) as client``, or call ``open()`` and
     ``aclose()`` yourself. It may be opened in one asyncio task and closed in another.
+    Its statements run on *pool*, an asyncpg pool of yours that stays open, or else on
+    one of its own; it listens on a connection of its own in any case.
     Raises ImproperlyConfigured if the app's configuration names no PostgreSQL.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, pool: "AnyPool | None" = None) -> None:
         self.app = app
-        self._settings = read_settings(app)
-        self._connections = Connections(app, self._settings)
+        self._connections = Connections(app, read_settings(app), pool)
         self._aborting = Aborting(self._connections)
 
     async def __aenter__(self) -> Self:
@@ -55,7 +62,8 @@ class AbortClient:
     async def open(self) -> None:
         """Connect; return when that is done, and at once if it was done before.
 
-        Raises StoreUnavailable or StoreError if PostgreSQL cannot be used.
+        Raises StoreUnavailable or StoreError if PostgreSQL cannot be used, ClientClosed
+        if it was closed before, and WrongLoop if it was opened on another event loop.
         """
         await self._connections.open()
 
@@ -67,6 +75,10 @@ class AbortClient:
     def is_closed(self) -> bool:
         """Whether it was opened once, and is of no use any more."""
         return self._connections.are_closed
+
+    def health(self) -> ClientHealth:
+        """Return how this hears of what happens, by which way and how late."""
+        return self._connections.health()
 
     def result(self, task_id: str) -> AbortableAsyncResult[Any]:
         """Return the result of *task_id*, which may come from anywhere, bound to this."""
@@ -208,9 +220,24 @@ class AbortClient:
     async def snapshot(self, task_id: str) -> TaskSnapshot[Any]:
         """Return what is known of the task now: its state, result and request."""
         row = await self._row(task_id)
-        if self._connections.store.has_results:
-            return decode(row, self._connections.backend)
-        return from_meta(row, await self._read_elsewhere(task_id))
+        return self._connections.results.decode(row)
+
+    async def watch(self, task_id: str) -> AsyncGenerator[TaskSnapshot[Any]]:
+        """Yield what is known of the task now, and again after each change until it ends.
+
+        States that follow each other closely may be passed over: the latest is what
+        counts. The states before the end are as old as the poll interval at most.
+        While PostgreSQL is away, it goes on waiting.
+        """
+        check_task_id(task_id)
+        results = self._connections.results
+        results.check_readable()
+        with self._connections.hub.watching(task_id) as view:
+            while True:
+                row = await view.next()
+                yield results.decode(row)
+                if row.is_finished:
+                    return
 
     async def wait(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's value when it has ended, or raise the error that ended it.
@@ -219,14 +246,17 @@ class AbortClient:
         the task goes on then. While PostgreSQL is away, it goes on waiting.
         """
         check_task_id(task_id)
-        if not self._connections.store.has_results:
-            raise ResultsElsewhere(
-                f"There is no table {self._settings.task_table!r} with results in "
-                f"{self._settings.dsn}: aioabort cannot await them"
-            )
-        return value_of(
-            decode(await self._finished(task_id, timeout), self._connections.backend)
-        )
+        results = self._connections.results
+        results.check_readable()
+        if timeout is not None and timeout <= 0:
+            now = await self._row(task_id)
+            row = now if now.is_finished else None
+        else:
+            row = await self._connections.hub.finished(task_id, timeout)
+        if row is None:
+            trouble = self._connections.hub.health.trouble
+            raise WaitTimeout(task_id, timeout or 0, str(trouble or "")) from trouble
+        return value_of(results.decode(row))
 
     async def requests(
         self, *, limit: int = 100, pending: bool = False
@@ -244,23 +274,7 @@ class AbortClient:
             deleted += count
         return deleted
 
-    async def _finished(self, task_id: str, timeout: float | None) -> TaskRow:
-        if timeout is not None and timeout <= 0:
-            if row := (await self._connections.store.finished([task_id])).get(task_id):
-                return row
-        else:
-            with move_on_after(timeout):
-                return await self._connections.hub.finished(task_id)
-        trouble = self._connections.hub.health.trouble
-        raise WaitTimeout(task_id, timeout or 0, str(trouble or "")) from trouble
-
     async def _row(self, task_id: str) -> TaskRow:
         check_task_id(task_id)
-        rows = await self._connections.store.snapshots([task_id])
+        rows = await self._connections.results.snapshots([task_id])
         return rows.get(task_id) or TaskRow(task_id=task_id)
-
-    async def _read_elsewhere(self, task_id: str) -> dict[str, Any]:
-        """Ask Celery's own backend, which blocks, in a thread."""
-        return await to_thread.run_sync(
-            self._connections.backend.get_task_meta, task_id
-        )

@@ -4,8 +4,9 @@ import pickle
 from typing import Any
 
 from celery import states
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import ChordError, TaskRevokedError
 
+from aioabort.exceptions import TaskAborted
 from aioabort.records import TaskRow, TaskSnapshot
 
 
@@ -61,8 +62,18 @@ def value_of(snapshot: TaskSnapshot[Any]) -> Any:
 
 
 def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
-    if snapshot.request is not None and snapshot.request.outcome == "killed":
-        return snapshot.request.error()
+    request = snapshot.request
+    if request is not None and (request.outcome == "killed" or is_body(snapshot)):
+        return request.error()
     if isinstance(snapshot.result, BaseException):
         return snapshot.result
     return TaskRevokedError(f"Task {snapshot.task_id!r} ended as {snapshot.state}")
+
+
+def is_body(snapshot: TaskSnapshot[Any]) -> bool:
+    """Whether the task is the body of a chord that an abort of its header has ended.
+
+    Celery says no more than that, in words, and nobody has run the body.
+    """
+    error = snapshot.result
+    return isinstance(error, ChordError) and TaskAborted.__name__ in str(error)

@@ -1,6 +1,7 @@
 """The result of a task that can be aborted and awaited."""
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery, states
@@ -102,6 +103,18 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         client = await self._open_client()
         return await client.snapshot(self.id)
 
+    async def watch(self) -> AsyncGenerator[TaskSnapshot[R_co]]:
+        """Yield what is known of the task now, and again after each change until it ends.
+
+        States that follow each other closely may be passed over: the latest is what
+        counts. The states before the end are as old as the poll interval at most.
+        While PostgreSQL is away, it goes on waiting.
+        """
+        client = await self._open_client()
+        async with aclosing(client.watch(self.id)) as snapshots:
+            async for snapshot in snapshots:
+                yield snapshot
+
     async def _open_client(self) -> "AbortClient":
         # Not at import: clients make results, too.
         from aioabort.producer.shared import client_of_running_loop  # noqa: PLC0415
@@ -143,3 +156,7 @@ class AbortableEagerResult(  # pyright: ignore[reportIncompatibleMethodOverride]
             is_finished=True,
             is_aborted=await self.is_aborted(),
         )
+
+    async def watch(self) -> AsyncGenerator[TaskSnapshot[R_co]]:
+        """Yield how the task ended."""
+        yield await self.snapshot()

@@ -112,8 +112,8 @@ class Reports:
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                # The queue of notifications is full, say: clients poll.
-                logger.debug("aioabort worker: no client was notified: %s", error)
+                # The queue of notifications is full: those who wait will poll.
+                logger.debug("aioabort worker: no notification was sent: %s", error)
             _discard(self._done, done)
 
 

@@ -1,7 +1,8 @@
 """How users' code is seen by type checkers; never run."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
+import asyncpg
 from celery import Celery, Signature, Task, group
 from celery.result import AsyncResult, GroupResult
 
@@ -12,6 +13,7 @@ from aioabort import (
     AbortReceipt,
     AbortRequest,
     AbortToken,
+    ClientHealth,
     TaskSnapshot,
     current_token,
 )
@@ -49,6 +51,11 @@ async def use(task: AbortableTask[[str, int], bytes]) -> None:
         assert_type(await sent, bytes)
         assert_type(await sent.is_aborted(), bool)
         assert_type(await sent.snapshot(), TaskSnapshot[bytes])
+        async for snapshot in sent.watch():
+            assert_type(snapshot, TaskSnapshot[bytes])
+        async for any_snapshot in client.watch("id"):
+            assert_type(any_snapshot, TaskSnapshot[Any])
+        assert_type(client.health(), ClientHealth)
     with abortable_run(task) as run:
         run.abort_after(checks=3, reason="why")
         assert_type(run.token, AbortToken)
@@ -89,3 +96,8 @@ async def abort(
     assert_type(await client.abort_where(task=task, queue="q"), list[AbortReceipt])
     receipt = await client.abort("id")
     assert_type(receipt.before, tuple[AbortReceipt, ...])
+
+
+async def lend(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    async with AbortClient(app, pool=pool) as client:
+        assert_type(client.is_closed, bool)
