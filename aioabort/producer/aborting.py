@@ -1,20 +1,16 @@
 """Requests to abort: of which tasks, and what PostgreSQL answers."""
 
-import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from celery import states
-from celery.result import AsyncResult, ResultSet
 
-from aioabort.exceptions import InvalidRequest, StoreError
+from aioabort.exceptions import StoreError
 from aioabort.postgres.store import Store
-from aioabort.producer.canvas import Part, parts_of
+from aioabort.producer.canvas import Part
 from aioabort.producer.connections import Connections
-from aioabort.producer.limits import check_grace, check_task_id, check_text
+from aioabort.producer.limits import check_grace, check_text
 from aioabort.records import AbortReceipt, AbortRequest, TaskRow
 from aioabort.watcher import BATCH
 
@@ -33,46 +29,6 @@ class Demand:
         check_text("reason", self.reason)
         check_text("requested_by", self.requested_by)
         check_grace(self.grace)
-
-
-async def parts_of_all(targets: Any) -> list[Part]:
-    """Return the tasks that *targets* stand for, in their order.
-
-    Raises InvalidRequest for the first of them that is neither an id nor a result.
-    """
-    if _is_one(targets):
-        return list(_parts(targets))
-    if not _are_many(targets):
-        raise InvalidRequest(
-            f"A task is named by its id or its result, not {targets!r}"
-        )
-    parts: list[Part] = []
-    items: Iterator[object] = iter(targets)
-    while batch := list(islice(items, BATCH)):
-        parts.extend(part for item in batch for part in _parts(item))
-        # A hundred thousand take a while, in which others are served.
-        await asyncio.sleep(0)
-    return parts
-
-
-def _is_one(target: object) -> bool:
-    return isinstance(target, str | AsyncResult | ResultSet)
-
-
-def _are_many(targets: object) -> bool:
-    # A signature is a mapping: its keys are no ids.
-    is_other = isinstance(targets, bytes | Mapping)
-    return isinstance(targets, Iterable) and not is_other
-
-
-def _parts(item: object) -> Iterable[Part]:
-    if isinstance(item, AsyncResult | ResultSet):
-        parts = list(parts_of(item))
-        for part in parts:
-            check_task_id(part.task_id)
-        return parts
-    check_task_id(item)
-    return [Part(str(item))]
 
 
 class Aborting:

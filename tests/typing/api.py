@@ -94,3 +94,23 @@ async def abort(
 async def lend(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     async with AbortClient(app, pool=pool) as client:
         assert_type(client.is_closed, bool)
+
+
+async def await_many(
+    client: AbortClient,
+    results: list[AbortableAsyncResult[bytes]],
+    members: GroupResult,
+) -> None:
+    assert_type(await client.wait(results[0], 5, abort_on_cancel=True), bytes)
+    assert_type(await results[0].wait(abort_on_cancel=True, reason="gone"), bytes)
+    assert_type(await client.wait("id"), Any)
+    assert_type(await client.snapshot(results[0]), TaskSnapshot[bytes])
+    assert_type(await client.gather(results), list[bytes])
+    assert_type(await client.gather(results, return_exceptions=True), list[Any])
+    assert_type(await client.gather(members), list[Any])
+    assert_type(await client.gather(["a", results[0], members]), list[Any])
+    async for result in client.as_completed(results, timeout=5):
+        assert_type(result, AbortableAsyncResult[bytes])
+        assert_type(await result, bytes)
+    async for other in client.as_completed(["a", members]):
+        assert_type(other, AbortableAsyncResult[Any])
