@@ -7,11 +7,10 @@ from itertools import islice
 from celery import states
 
 from aioabort.exceptions import StoreError
-from aioabort.postgres.store import Store
 from aioabort.producer.canvas import Part
 from aioabort.producer.connections import Connections
 from aioabort.producer.limits import check_grace, check_text
-from aioabort.records import AbortReceipt, AbortRequest, TaskRow
+from aioabort.records import AbortReceipt, AbortRequest, Follower, TaskRow
 from aioabort.watcher import BATCH
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -34,12 +33,12 @@ class Demand:
 class Aborting:
     """Asks tasks to stop, over the connections of a client."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, follower: Follower) -> None:
         self._connections = connections
+        self._follower = follower
 
     async def request(self, parts: list[Part], demand: Demand) -> list[AbortReceipt]:
         """Ask for the abort of *parts* and of all before them; return their receipts."""
-        store = self._connections.store
         # Of each of these tuples many parts may have the same.
         before = {id(part.before): part.before for part in parts}
         ids = dict.fromkeys(
@@ -49,7 +48,7 @@ class Aborting:
         receipts: dict[str, AbortReceipt] = {}
         remaining = iter(ids)
         while batch := list(islice(remaining, BATCH)):
-            receipts.update(await self._request(store, batch, demand))
+            receipts.update(await self._request(batch, demand))
         receipts_before = {
             key: tuple(receipts[task_id] for task_id in ids)
             for key, ids in before.items()
@@ -62,14 +61,15 @@ class Aborting:
         ]
 
     async def _request(
-        self, store: Store, task_ids: list[str], demand: Demand
+        self, task_ids: list[str], demand: Demand
     ) -> dict[str, AbortReceipt]:
         """Ask for the abort of at most 1,000 tasks, in one statement.
 
         What fails between two of these leaves the tasks of the first ones asked; to ask
         them again does no harm.
         """
-        rows = await self._finished_elsewhere(store, task_ids)
+        store = self._connections.store
+        rows = await self._finished_elsewhere(task_ids)
         asked = [task_id for task_id in task_ids if task_id not in rows]
         new = await store.request(
             asked, demand.reason, demand.requested_by, demand.grace
@@ -78,24 +78,22 @@ class Aborting:
         hastened: dict[str, AbortRequest] = {}
         if old and demand.grace is not None:
             hastened = await store.hasten(old, demand.grace)
-        await self._hint(store, [*new, *hastened])
+        await self._hint([*new, *hastened])
         if unknown := [task_id for task_id in old if task_id not in hastened]:
             rows |= await store.states(unknown)
         return {
-            task_id: _receipt(
+            task_id: self._receipt(
                 task_id, new.get(task_id), hastened.get(task_id), rows.get(task_id)
             )
             for task_id in task_ids
         }
 
-    async def _finished_elsewhere(
-        self, store: Store, task_ids: list[str]
-    ) -> dict[str, TaskRow]:
+    async def _finished_elsewhere(self, task_ids: list[str]) -> dict[str, TaskRow]:
         """Return the rows of those tasks that have ended by Celery's own backend.
 
         None if the results are in PostgreSQL, where the request itself finds out.
         """
-        if store.has_results:
+        if self._connections.store.has_results:
             return {}
         rows = await self._connections.results.snapshots(task_ids)
         return {
@@ -104,27 +102,33 @@ class Aborting:
             if row.state in states.READY_STATES
         }
 
-    async def _hint(self, store: Store, task_ids: list[str]) -> None:
+    def _receipt(
+        self,
+        task_id: str,
+        new: AbortRequest | None,
+        hastened: AbortRequest | None,
+        row: TaskRow | None,
+    ) -> AbortReceipt:
+        request = new or hastened or (row.request if row is not None else None)
+        state = row.state if row is not None else None
+        is_finished = state in states.READY_STATES
+        return AbortReceipt(
+            task_id=task_id,
+            answer="requested"
+            if new is not None
+            else "finished"
+            if is_finished
+            else "requested_before",
+            state=state if is_finished else None,
+            request=request,
+            follower=self._follower,
+        )
+
+    async def _hint(self, task_ids: list[str]) -> None:
         if not task_ids:
             return
         try:
-            await store.hint_workers(task_ids)
+            await self._connections.store.hint_workers(task_ids)
         except StoreError as error:
             # The request is committed; the worker's poll will find it.
             logger.debug("aioabort client: no notification was sent: %s", error)
-
-
-def _receipt(
-    task_id: str,
-    new: AbortRequest | None,
-    hastened: AbortRequest | None,
-    row: TaskRow | None,
-) -> AbortReceipt:
-    if new is not None:
-        return AbortReceipt(task_id=task_id, answer="requested", request=new)
-    request = hastened or (row.request if row is not None else None)
-    if row is not None and row.state in states.READY_STATES:
-        return AbortReceipt(
-            task_id=task_id, answer="finished", state=row.state, request=request
-        )
-    return AbortReceipt(task_id=task_id, answer="requested_before", request=request)

@@ -18,6 +18,7 @@ from aioabort.producer.awaiting import Awaiting
 from aioabort.producer.cancelling import REASON, aborting_on_cancel
 from aioabort.producer.connections import Connections
 from aioabort.producer.publishing import publish
+from aioabort.producer.receipts import Following
 from aioabort.producer.result import AbortableAsyncResult
 from aioabort.producer.selection import criteria_of, unfinished
 from aioabort.producer.targets import each_of, id_of, parts_of_all, shaped, tasks_of
@@ -39,7 +40,8 @@ class AbortClient:
         self.app = app
         self._connections = Connections(app, read_settings(app), pool)
         self._awaiting = Awaiting(self._connections)
-        self._aborting = Aborting(self._connections)
+        following = Following(self._connections, self._awaiting)
+        self._aborting = Aborting(self._connections, following)
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -31,6 +31,7 @@ from aioabort import (
     AbortClient,
     AbortReceipt,
     AioabortError,
+    ClientClosed,
     InvalidRequest,
     ResultsElsewhere,
     StoreError,
@@ -160,7 +161,7 @@ async def test_nothing_to_abort_is_no_error(client: AbortClient, nothing: Any) -
         (None, "not None"),
         (b"id", "not b'id'"),
         ({"task": "step"}, "not {'task': 'step'}"),
-        (["id", 7], "string that is not empty: 7"),
+        (["id", 7], "not 7"),
         (["id", None], "None"),
         (["id", ["nested"]], "nested"),
         (["id", ""], "not empty"),
@@ -326,6 +327,9 @@ async def test_a_receipt_is_a_plain_fact(client: AbortClient) -> None:
     for other in (pickle.loads(pickle.dumps(receipt)), copy(receipt)):
         assert other == receipt
         assert hash(other) == hash(receipt)
+        assert "client" not in repr(receipt)
+        with pytest.raises(ClientClosed, match=f"receipt of task '{task_id}'"):
+            await other.seen()
 
 
 async def test_aborts_by_name_worker_queue_and_age(

@@ -1,6 +1,6 @@
 """How users' code is seen by type checkers; never run."""
 
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import asyncpg
 from celery import Celery, Signature, Task, group
@@ -89,6 +89,11 @@ async def abort(
     assert_type(await client.abort_where(task=task, queue="q"), list[AbortReceipt])
     receipt = await client.abort("id")
     assert_type(receipt.before, tuple[AbortReceipt, ...])
+    assert_type(await receipt.seen(timeout=5), AbortRequest | None)
+    assert_type(
+        await receipt.settled(timeout=60),
+        Literal["aborted", "returned", "failed", "too_late", "killed"],
+    )
 
 
 async def lend(pool: asyncpg.Pool[asyncpg.Record]) -> None:
