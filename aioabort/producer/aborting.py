@@ -1,19 +1,15 @@
 """Requests to abort: of which tasks, and what PostgreSQL answers."""
 
-import logging
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from celery import states
 
-from aioabort.exceptions import StoreError
 from aioabort.producer.canvas import Part
 from aioabort.producer.connections import Connections
 from aioabort.producer.limits import check_grace, check_text
 from aioabort.records import AbortReceipt, AbortRequest, Follower, TaskRow
 from aioabort.watcher import BATCH
-
-logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ class Aborting:
         hastened: dict[str, AbortRequest] = {}
         if old and demand.grace is not None:
             hastened = await store.hasten(old, demand.grace)
-        await self._hint([*new, *hastened])
+        self._connections.hints.send([*new, *hastened])
         if unknown := [task_id for task_id in old if task_id not in hastened]:
             rows |= await store.states(unknown)
         return {
@@ -123,12 +119,3 @@ class Aborting:
             request=request,
             follower=self._follower,
         )
-
-    async def _hint(self, task_ids: list[str]) -> None:
-        if not task_ids:
-            return
-        try:
-            await self._connections.store.hint_workers(task_ids)
-        except StoreError as error:
-            # The request is committed; the worker's poll will find it.
-            logger.debug("aioabort client: no notification was sent: %s", error)
