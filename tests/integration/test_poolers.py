@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import asyncpg
@@ -24,7 +25,7 @@ from anyio import fail_after, sleep, to_thread
 from celery import Celery, states
 from celery.app.task import Context
 
-from aioabort import AbortClient
+from aioabort import AbortClient, StoreError
 from aioabort.postgres import listener
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
@@ -42,6 +43,10 @@ NEVER_POLLED = 3_600.0
 START_TIMEOUT = 10.0
 
 
+#: Only in a URL's percent-encoding is this a password.
+PASSWORD = "p@s:s/w?o#r%d& 'ü\\"
+
+
 class Bouncer:
     """A PgBouncer of our own, before one database."""
 
@@ -56,10 +61,14 @@ class Bouncer:
     @property
     def dsn(self) -> str:
         """The address of the database, through the pooler."""
-        return f"postgresql://anybody@127.0.0.1:{self._port}/{self._target['dbname']}"
+        return self.dsn_of("anybody")
 
-    def configure(self, mode: str) -> None:
-        """Write the configuration: two server connections, lent by *mode*."""
+    def dsn_of(self, login: str) -> str:
+        """The address of the database for a user, or for a user and a password."""
+        return f"postgresql://{login}@127.0.0.1:{self._port}/{self._target['dbname']}"
+
+    def configure(self, mode: str, *more: str) -> None:
+        """Write the configuration: few server connections, lent by *mode*."""
         target = " ".join(
             f"{name}={self._target[name]}"
             for name in ("host", "port", "dbname", "user", "password")
@@ -74,7 +83,7 @@ class Bouncer:
             "auth_type = any\n"
             f"pool_mode = {mode}\n"
             f"default_pool_size = {20 if mode == 'session' else 2}\n"
-            f"logfile = {self._folder / 'log'}\n"
+            f"logfile = {self._folder / 'log'}\n" + "\n".join(more)
         )
 
     def reload(self) -> None:
@@ -95,13 +104,17 @@ class Bouncer:
                 return
 
 
+#: Starts a PgBouncer in a mode, with more settings.
+Start = Callable[..., Bouncer]
+
+
 @contextmanager
-def running_bouncer(dsn: str, mode: str) -> Iterator[Bouncer]:
+def running_bouncer(dsn: str, mode: str, *more: str) -> Iterator[Bouncer]:
     # It refuses to run as root.
     account = "nobody" if os.geteuid() == 0 else None
     with TemporaryDirectory() as name:
         bouncer = Bouncer(Path(name), dsn)
-        bouncer.configure(mode)
+        bouncer.configure(mode, *more)
         if account:
             shutil.chown(name, account)
         bouncer.process = subprocess.Popen(
@@ -119,16 +132,34 @@ def running_bouncer(dsn: str, mode: str) -> Iterator[Bouncer]:
 
 
 @pytest.fixture
-def bouncer(dsn: str) -> Iterator[Callable[[str], Bouncer]]:
-    """Starts a PgBouncer before ``dsn``: ``bouncer("transaction")``."""
+def bouncer(dsn: str) -> Iterator[Start]:
+    """Starts a PgBouncer before ``dsn``: ``bouncer("transaction", "a = setting")``."""
     with ExitStack() as stack:
-        yield lambda mode: stack.enter_context(running_bouncer(dsn, mode))
+        yield lambda mode, *more: stack.enter_context(running_bouncer(dsn, mode, *more))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the pooler may read, which is another user when we are root."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture(autouse=True)
 def no_agents() -> Iterator[None]:
     yield
     stop_agents()
+
+
+def certify(key: Path, certificate: Path) -> None:
+    """Make a key, and a certificate for 127.0.0.1 that it signs itself."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=pooler"
+    subject = ["-addext", "subjectAltName = IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        [*command.split(), *subject, *files], check=True, capture_output=True
+    )
 
 
 async def end(app: Celery, task_id: str, result: Any) -> None:
@@ -150,7 +181,7 @@ def start_run(app: Celery) -> Run:
 
 
 async def test_a_pooler_of_sessions_lets_notifications_through(
-    bouncer: Callable[[str], Bouncer], make_app: MakeApp, app: Celery, store: Store
+    bouncer: Start, make_app: MakeApp, app: Celery, store: Store
 ) -> None:
     """A pooler that is asked and passes is used like a server."""
     pooled = make_app(bouncer("session").dsn, aioabort_poll_interval=NEVER_POLLED)
@@ -166,7 +197,7 @@ async def test_a_pooler_of_sessions_lets_notifications_through(
 
 
 async def test_a_pooler_of_transactions_is_polled_through(
-    bouncer: Callable[[str], Bouncer], make_app: MakeApp, app: Celery
+    bouncer: Start, make_app: MakeApp, app: Celery
 ) -> None:
     """LISTEN would succeed in vain: the client polls, says why, and keeps its promise.
 
@@ -192,7 +223,7 @@ async def test_a_pooler_of_transactions_is_polled_through(
 
 
 async def test_a_direct_address_for_the_listener_helps(
-    bouncer: Callable[[str], Bouncer],
+    bouncer: Start,
     dsn: str,
     make_app: MakeApp,
     app: Celery,
@@ -216,7 +247,7 @@ async def test_a_direct_address_for_the_listener_helps(
 
 
 async def test_a_pooler_is_asked_again(
-    bouncer: Callable[[str], Bouncer],
+    bouncer: Start,
     make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -237,7 +268,7 @@ async def test_a_pooler_is_asked_again(
 
 
 async def test_a_refused_probe_leaves_nobody_listening(
-    bouncer: Callable[[str], Bouncer], make_app: MakeApp
+    bouncer: Start, make_app: MakeApp
 ) -> None:
     """The server connections that the pooler lends to others do not go on listening."""
     pooler = bouncer("transaction")
@@ -257,7 +288,7 @@ async def test_a_refused_probe_leaves_nobody_listening(
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 async def test_a_worker_sees_aborts_through_a_pooler(
-    bouncer: Callable[[str], Bouncer], make_app: MakeApp, store: Store, mode: str
+    bouncer: Start, make_app: MakeApp, store: Store, mode: str
 ) -> None:
     """A request arrives by notification where that is possible, and else by the poll."""
     interval = NEVER_POLLED if mode == "session" else 0.2
@@ -270,3 +301,37 @@ async def test_a_worker_sees_aborts_through_a_pooler(
             # Again and again: none comes before the pooler has been asked.
             await store.hint_workers(task_ids)
             await sleep(0.1)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_tls_and_a_password_of_odd_characters(
+    bouncer: Start, make_app: MakeApp, dsn: str, open_folder: Path
+) -> None:
+    """An encrypted address with a certificate to verify works, and keeps its secret."""
+    key, certificate, users = (open_folder / name for name in ("key", "cert", "users"))
+    certify(key, certificate)
+    users.write_text(f'"anybody" "{PASSWORD}"\n')
+    key.chmod(0o644)
+    pooler = bouncer(
+        "session",
+        "auth_type = scram-sha-256",
+        f"auth_file = {users}",
+        "client_tls_sslmode = require",
+        f"client_tls_key_file = {key}",
+        f"client_tls_cert_file = {certificate}",
+    )
+    login = f"anybody:{quote(PASSWORD, safe='')}"
+    verified = f"?sslmode=verify-full&sslrootcert={certificate}"
+    app = make_app(dsn, aioabort_dsn=pooler.dsn_of(login) + verified)
+    async with AbortClient(app) as client:
+        await until(lambda: client.health().mode == "notify")
+        assert (await client.abort(str(uuid4()))).answer == "requested"
+    for address in (
+        pooler.dsn_of("anybody:wrong") + verified,
+        pooler.dsn_of(login) + "?sslmode=disable",
+        pooler.dsn_of(login) + "?sslmode=verify-full&sslrootcert=/etc/hostname",
+    ):
+        with fail_after(20), pytest.raises(StoreError) as caught:
+            await AbortClient(make_app(dsn, aioabort_dsn=address)).open()
+        assert PASSWORD not in str(caught.value)
+        assert quote(PASSWORD, safe="") not in str(caught.value)
