@@ -14,7 +14,7 @@ from celery import Celery
 from psycopg import sql
 
 from aioabort import AbortClient
-from aioabort.demo.postgres import throwaway_postgres
+from aioabort.testing.postgres import dsn_of, throwaway_postgres
 
 DSN_VARIABLE = "AIOABORT_TEST_DSN"
 
@@ -31,11 +31,11 @@ class GivenServer:
     """The server that somebody else runs."""
 
     def __init__(self, url: str) -> None:
-        self._url = urlsplit(url)
+        self._url = url
 
     def dsn(self, database: str = "postgres") -> str:
         """Return the address of *database*, for asyncpg and libpq."""
-        return self._url._replace(path=f"/{database}").geturl()
+        return dsn_of(self._url, database)
 
 
 #: Creates a database, from the tables of Celery and aioabort or from nothing, and

@@ -13,7 +13,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from aioabort.demo.errors import Unusable
-from aioabort.demo.postgres import LaunchError, Server, throwaway_postgres
+from aioabort.testing.postgres import LaunchError, Server, throwaway_postgres
 
 Admin = psycopg.Connection[tuple[Any, ...]]
 

@@ -171,6 +171,33 @@ FINISHED: Final = (
 """
 )
 
+LIST_REQUESTS: Final = """
+    -- $1 rows at most, $2 whether only those that are pending
+    SELECT task_id, requested_at, reason, requested_by, kill_at,
+           seen_at, seen_by, outcome, outcome_at
+    FROM {request}
+    WHERE outcome IS NULL OR NOT $2::bool
+    ORDER BY requested_at DESC
+    LIMIT $1
+"""
+
+# Whoever else deletes at the same time takes other rows.
+DELETE_EXPIRED: Final = """
+    -- $1 rows at most
+    WITH gone AS (
+        DELETE FROM {request}
+        WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {request}
+            WHERE expires_at < now()
+            ORDER BY expires_at
+            LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING 1
+    )
+    SELECT count(*) AS deleted FROM gone
+"""
+
 NOTIFY: Final = """
     -- $1 channel, $2 payloads
     SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
@@ -181,6 +208,11 @@ TABLES_EXIST: Final = """
     SELECT to_regclass($1) IS NOT NULL AS has_request,
            to_regclass($2) IS NOT NULL AS has_task
 """
+
+# From template1 it would fail while somebody is connected to that.
+CREATE_DATABASE: Final = "CREATE DATABASE {name} TEMPLATE template0"
+
+DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
 
 SERVER_PID: Final = "SELECT pg_backend_pid()"
 
@@ -218,15 +250,16 @@ class Tables:
         return statement.format(
             task=self.task,
             request=self.request,
-            index=_quoted(f"{self._request_table}_expires_at"),
-            kill_index=_quoted(f"{self._request_table}_kill_at"),
+            index=quoted(f"{self._request_table}_expires_at"),
+            kill_index=quoted(f"{self._request_table}_kill_at"),
             sequence=f"'{sequence}'",
         )
 
     def _qualified(self, name: str) -> str:
         parts = [name] if self.schema is None else [self.schema, name]
-        return ".".join(map(_quoted, parts))
+        return ".".join(map(quoted, parts))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return *name* as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -7,7 +7,6 @@ when it refuses.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 import asyncpg
@@ -17,6 +16,7 @@ from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.hints import done_channel, encode_hints, request_channel
+from aioabort.postgres.schema import create_table, tables_of
 from aioabort.postgres.statements import Tables
 from aioabort.records import AbortRequest, Outcome, TaskRow
 from aioabort.settings import Settings
@@ -24,7 +24,7 @@ from aioabort.settings import Settings
 
 async def open_store(executor: Executor, settings: Settings) -> "Store":
     """Return the store behind *executor*, its table created if it is missing."""
-    tables = Tables(settings.task_table, settings.schema)
+    tables = tables_of(settings)
     with driver_errors():
         [row] = await executor.fetch(
             statements.TABLES_EXIST, tables.request, tables.task
@@ -41,8 +41,7 @@ async def _create_table(executor: Executor, tables: Tables, settings: Settings) 
             f"the table {tables.request} is missing in {settings.dsn}, "
             "and aioabort_create_tables is False"
         )
-    schema = resources.files("aioabort.postgres").joinpath("schema.sql").read_text()
-    await executor.execute(tables.fill(schema))
+    await create_table(executor, tables)
 
 
 class Store:
@@ -71,6 +70,8 @@ class Store:
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
         self._waive_kill = tables.fill(statements.WAIVE_KILL)
         self._claim_overdue = tables.fill(statements.CLAIM_OVERDUE)
+        self._list_requests = tables.fill(statements.LIST_REQUESTS)
+        self._delete_expired = tables.fill(statements.DELETE_EXPIRED)
 
     async def request(
         self,
@@ -150,6 +151,17 @@ class Store:
         """Return the tasks that are to be killed by us, as nobody did in *late* seconds."""
         rows = await self._fetch(self._claim_overdue, late)
         return [row["task_id"] for row in rows]
+
+    async def requests(self, limit: int, *, pending: bool) -> list[AbortRequest]:
+        """Return the *limit* latest requests, or those of them that are pending."""
+        rows = await self._fetch(self._list_requests, limit, pending)
+        return [_to_request(row) for row in rows]
+
+    async def delete_expired(self, limit: int) -> int:
+        """Delete *limit* requests at most that have expired; return how many."""
+        [row] = await self._fetch(self._delete_expired, limit)
+        deleted: int = row["deleted"]
+        return deleted
 
     async def hint_workers(self, task_ids: Iterable[str]) -> None:
         """Tell workers to look at the requests of *task_ids*."""

@@ -21,8 +21,11 @@ from aioabort.producer.codec import decode, from_meta, value_of
 from aioabort.producer.connections import Connections
 from aioabort.producer.limits import check_grace, check_task_id, check_text
 from aioabort.producer.result import AbortableAsyncResult
-from aioabort.records import AbortReceipt, TaskRow, TaskSnapshot
+from aioabort.records import AbortReceipt, AbortRequest, TaskRow, TaskSnapshot
 from aioabort.settings import read_settings
+
+#: Expired rows a statement, so that none runs for long.
+CLEANUP_BATCH = 1_000
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -148,6 +151,22 @@ class AbortClient:
         return value_of(
             decode(await self._finished(task_id, timeout), self._connections.backend)
         )
+
+    async def requests(
+        self, *, limit: int = 100, pending: bool = False
+    ) -> list[AbortRequest]:
+        """Return the latest requests, the newest first; *pending*: only unsettled ones."""
+        return await self._connections.store.requests(limit, pending=pending)
+
+    async def cleanup(self) -> int:
+        """Delete the requests that have expired, in batches; return how many.
+
+        Those are older than ``aioabort_request_expires``. Several at once are no harm.
+        """
+        deleted = 0
+        while count := await self._connections.store.delete_expired(CLEANUP_BATCH):
+            deleted += count
+        return deleted
 
     async def _finished(self, task_id: str, timeout: float | None) -> TaskRow:
         if timeout is not None and timeout <= 0:

@@ -14,6 +14,7 @@ from aioabort import (
     TaskSnapshot,
     current_token,
 )
+from aioabort.testing import Ended, abortable_run
 
 app = Celery("proj")
 
@@ -47,5 +48,11 @@ async def use(task: AbortableTask[[str, int], bytes]) -> None:
         assert_type(await sent, bytes)
         assert_type(await sent.is_aborted(), bool)
         assert_type(await sent.snapshot(), TaskSnapshot[bytes])
+    with abortable_run(task) as run:
+        run.abort_after(checks=3, reason="why")
+        assert_type(run.token, AbortToken)
+        ended = run("a", 1)
+        assert_type(ended, Ended[bytes])
+        assert_type(ended.value, bytes | None)
     assert_type(task.AsyncResult("id"), AbortableAsyncResult[bytes])
     assert_type(task.apply_async(("a", 1), countdown=5), AbortableAsyncResult[bytes])

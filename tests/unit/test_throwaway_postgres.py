@@ -12,11 +12,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from aioabort.demo.postgres import LaunchError, Server, throwaway_postgres
+from aioabort.testing.postgres import (
+    LaunchError,
+    Server,
+    dsn_of,
+    throwaway_postgres,
+)
 
 START_AND_SLEEP = """
 import time
-from aioabort.demo.postgres import throwaway_postgres
+from aioabort.testing.postgres import throwaway_postgres
 
 with throwaway_postgres() as server:
     print(server.pid, server.folder, flush=True)
@@ -145,3 +150,17 @@ def test_programs_in_a_private_folder(
 
     with throwaway_postgres() as server, psycopg.connect(server.dsn()) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("postgresql://u:p@h:5/x", "postgresql://u:p@h:5/new"),
+        ("postgresql://u@/x?host=/a", "postgresql://u@/new?host=/a"),
+        ("postgresql:///x?host=/a", "postgresql:///new?host=/a"),
+        ("postgresql://h", "postgresql://h/new"),
+    ],
+)
+def test_dsn_of_another_database(server: str, expected: str) -> None:
+    """Only the name of the database is another."""
+    assert dsn_of(server, "new") == expected

@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL, for the demo and the tests.
+"""A throw-away PostgreSQL, for the demo and for tests.
 
 The server belongs to a keeper: this file, run as a program of its own, which
 starts the server, then reads from a pipe and stops the server when the pipe ends.
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 PROGRAMS_VARIABLE = "AIOABORT_PG_BIN"
 START_TIMEOUT = 60.0
@@ -93,6 +93,13 @@ def throwaway_postgres(*, settings: Mapping[str, str] = {}) -> Generator[Server]
                 # A byte as well as the end of the pipe, which a forked child
                 # of ours may hold open.
                 keeper.communicate(b".")
+
+
+def dsn_of(server: str, database: str) -> str:
+    """Return the DSN of *database*, from that of another one of the same server."""
+    url = urlsplit(server)
+    query = f"?{url.query}" if url.query else ""
+    return f"{url.scheme}://{url.netloc}/{database}{query}"
 
 
 def _programs(folder: Path, account: str) -> Path:

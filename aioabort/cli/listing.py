@@ -1,0 +1,41 @@
+"""``list``: who asked which task to stop, why and when, and what became of it."""
+
+from collections.abc import Iterable, Iterator
+
+import click
+from celery import Celery
+
+from aioabort.cli import words
+from aioabort.cli.running import Answer, command
+from aioabort.producer.client import AbortClient
+from aioabort.records import AbortRequest
+
+HEADING = ("TASK", "AGE", "BY", "REASON", "SEEN BY", "OUTCOME")
+
+
+@command("list")
+@click.option("--pending", is_flag=True, help="Only those that no task has settled.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most."
+)
+async def list_requests(app: Celery, *, pending: bool, limit: int) -> Answer:
+    """List the latest requests to abort, the newest first."""
+    async with AbortClient(app) as client:
+        requests = await client.requests(limit=limit, pending=pending)
+    return Answer(requests, table(requests))
+
+
+def table(requests: Iterable[AbortRequest]) -> Iterator[str]:
+    """Yield a line for each request, and a heading."""
+    rows = [
+        (
+            request.task_id,
+            words.age(request.requested_at),
+            request.requested_by or "",
+            request.reason or "",
+            request.seen_by or "",
+            words.fate(request),
+        )
+        for request in requests
+    ]
+    return words.table([HEADING, *rows])

@@ -1,0 +1,43 @@
+"""The table of requests: its definition, and how it comes into being."""
+
+from importlib import resources
+
+from aioabort.postgres import statements
+from aioabort.postgres.connection import Executor, connect
+from aioabort.postgres.errors import driver_errors
+from aioabort.postgres.statements import Tables
+from aioabort.settings import Settings
+
+
+def tables_of(settings: Settings) -> Tables:
+    """Return the names of the tables."""
+    return Tables(settings.task_table, settings.schema)
+
+
+def schema_sql(tables: Tables) -> str:
+    """Return the statements that create the table of requests if it is missing."""
+    schema = resources.files("aioabort.postgres").joinpath("schema.sql").read_text()
+    return tables.fill(schema)
+
+
+async def create_table(executor: Executor, tables: Tables) -> None:
+    """Create the table of requests if it is missing."""
+    await executor.execute(schema_sql(tables))
+
+
+async def init_db(settings: Settings) -> bool:
+    """Create the table of requests; return False if it was there.
+
+    Raises StoreUnavailable when the server cannot be reached, and StoreError when it
+    refuses. What ``aioabort_create_tables`` says does not matter here.
+    """
+    tables = tables_of(settings)
+    async with connect(settings.dsn) as link:
+        with driver_errors():
+            [row] = await link.fetch(
+                statements.TABLES_EXIST, tables.request, tables.task
+            )
+            if row["has_request"]:
+                return False
+            await create_table(link, tables)
+            return True

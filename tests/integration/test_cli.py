@@ -1,0 +1,346 @@
+"""The commands, each against a real database and against what may be wrong."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+from psycopg import sql
+
+from aioabort.cli import main
+
+MakeApp = Callable[..., Celery]
+
+#: A use of each command that reaches PostgreSQL.
+COMMANDS = {
+    "abort": ["abort", "some-id"],
+    "cleanup": ["cleanup"],
+    "init-db": ["init-db"],
+    "list": ["list"],
+    "status": ["status", "some-id"],
+}
+every_command = pytest.mark.parametrize("name", COMMANDS)
+
+
+def run(app: Celery, *arguments: str) -> Result:
+    """Run one command as ``celery -A proj aioabort`` does."""
+    return CliRunner().invoke(main, arguments, obj=SimpleNamespace(app=app))
+
+
+def answer(app: Celery, *arguments: str) -> Any:
+    """Return what a command that succeeds prints with ``--json``."""
+    result = run(app, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def execute(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Run one statement and return its rows, if it has any."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(statement, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def finish(dsn: str, task_id: str, state: str) -> None:
+    """Store the end of a task, as Celery would."""
+    execute(
+        dsn,
+        "INSERT INTO celery_taskmeta (id, task_id, status, date_done)"
+        " VALUES (nextval('task_id_sequence'), %s, %s, now() AT TIME ZONE 'utc')",
+        task_id,
+        state,
+    )
+
+
+def test_abort(app: Celery, dsn: str) -> None:
+    """The request is stored with all that was said of it, and the answer tells."""
+    said = ("--reason", "tenant deleted", "--by", "ann", "--grace", "30")
+    result = run(app, "abort", "some-id", *said)
+
+    assert result.exit_code == 0
+    assert result.stdout == "some-id  requested\n"
+    [row] = execute(
+        dsn, "SELECT task_id, reason, requested_by, kill_at FROM aioabort_request"
+    )
+    assert row[:3] == ("some-id", "tenant deleted", "ann")
+    assert row[3] is not None
+
+
+def test_abort_again(app: Celery) -> None:
+    """The first request stays, and the answer tells whose it is: that is a yes."""
+    run(app, "abort", "some-id", "--reason", "why", "--by", "ann")
+    result = run(app, "abort", "some-id", "--by", "bob")
+
+    assert result.exit_code == 0
+    assert result.stdout == "some-id  requested before, 0 s ago by ann: why\n"
+
+
+def test_abort_of_several(app: Celery, dsn: str) -> None:
+    """Each has its answer; one that is no makes the exit code 1."""
+    finish(dsn, "over", "SUCCESS")
+    result = run(app, "abort", "one", "over", "two", "--json")
+
+    assert result.exit_code == 1
+    receipts = json.loads(result.stdout)
+    assert [receipt["task_id"] for receipt in receipts] == ["one", "over", "two"]
+    answers = [receipt["answer"] for receipt in receipts]
+    assert answers == ["requested", "finished", "requested"]
+    assert receipts[1]["state"] == "SUCCESS"
+    assert datetime.fromisoformat(receipts[0]["request"]["requested_at"]).tzinfo
+    assert run(app, "abort", "over").stdout == "over  finished before: SUCCESS\n"
+
+
+def test_list(app: Celery, dsn: str) -> None:
+    """The newest comes first, and what was settled can be left out."""
+    for task_id in ("a", "b", "c"):
+        run(app, "abort", task_id, "--by", "ann", "--reason", f"{task_id}\x1b[2J\n")
+    execute(
+        dsn,
+        "UPDATE aioabort_request SET seen_at = now(), seen_by = 'celery@host pid 1',"
+        " outcome = 'aborted', outcome_at = now() WHERE task_id = 'b'",
+    )
+
+    assert [r["task_id"] for r in answer(app, "list")] == ["c", "b", "a"]
+    assert [r["task_id"] for r in answer(app, "list", "--pending")] == ["c", "a"]
+    assert [r["task_id"] for r in answer(app, "list", "--limit", "1")] == ["c"]
+    lines = run(app, "list").stdout.splitlines()
+    assert " ".join(lines[0].split()) == "TASK AGE BY REASON SEEN BY OUTCOME"
+    assert lines[2].split()[0] == "b"
+    assert lines[2].endswith("celery@host pid 1  aborted")
+    assert len(lines) == 4
+    assert "\x1b" not in "".join(lines)
+
+
+def test_status(app: Celery, dsn: str) -> None:
+    """It tells the state and the request, stage by stage."""
+    run(app, "abort", "some-id", "--by", "ann", "--reason", "why", "--grace", "30")
+    text = run(app, "status", "some-id").stdout
+    assert text.startswith("some-id  ABORTED\nasked to stop 0 s ago by ann: why\n")
+    assert "will be killed at" in text
+
+    execute(
+        dsn,
+        "UPDATE aioabort_request SET seen_at = requested_at + interval '12 ms',"
+        " seen_by = 'celery@host pid 1', outcome = 'aborted',"
+        " outcome_at = requested_at + interval '40 ms'",
+    )
+    execute(dsn, "UPDATE celery_taskmeta SET status = 'REVOKED'")
+    assert run(app, "status", "some-id").stdout.splitlines()[2:] == [
+        "seen after 0.012 s by celery@host pid 1",
+        "aborted after 0.040 s",
+    ]
+    told = answer(app, "status", "some-id")
+    assert (told["state"], told["is_finished"]) == ("REVOKED", True)
+    assert told["request"]["outcome"] == "aborted"
+
+
+def test_status_of_an_unknown_task(app: Celery) -> None:
+    """The exit code says so; a queued task leaves no trace, either."""
+    result = run(app, "status", "some-id")
+
+    assert result.exit_code == 1
+    assert result.stdout == "some-id  PENDING\n"
+
+
+def test_cleanup(app: Celery, dsn: str) -> None:
+    """What has expired goes, in batches, and the rest stays."""
+    run(app, "abort", "kept")
+    execute(
+        dsn,
+        "INSERT INTO aioabort_request (task_id, expires_at)"
+        " SELECT 'old-' || n, now() - interval '1 s' FROM generate_series(1, 2500) n",
+    )
+
+    assert answer(app, "cleanup") == {"deleted": 2500}
+    assert execute(dsn, "SELECT task_id FROM aioabort_request") == [("kept",)]
+    assert run(app, "cleanup").stdout == "0 requests deleted\n"
+
+
+def test_init_db(empty_dsn: str, make_app: MakeApp) -> None:
+    """The table is created, whatever the setting says, and once."""
+    app = make_app(empty_dsn, aioabort_create_tables=False)
+
+    assert answer(app, "init-db") == {"table": '"aioabort_request"', "created": True}
+    assert run(app, "init-db").stdout == '"aioabort_request" is there already\n'
+
+
+def test_printed_sql_creates_the_same_table(
+    dsn: str, empty_dsn: str, make_app: MakeApp
+) -> None:
+    """A DBA who runs it gets what aioabort would have created."""
+    statements = run(make_app("postgresql://nowhere.invalid/x"), "init-db", "--sql")
+    assert statements.exit_code == 0
+    execute(empty_dsn, statements.stdout)
+
+    columns = (
+        "SELECT column_name, data_type, is_nullable, column_default"
+        " FROM information_schema.columns WHERE table_name = 'aioabort_request'"
+        " ORDER BY ordinal_position"
+    )
+    indexes = (
+        "SELECT indexdef FROM pg_indexes WHERE tablename = 'aioabort_request'"
+        " ORDER BY indexname"
+    )
+    for statement in (columns, indexes):
+        assert execute(dsn, statement) == execute(empty_dsn, statement) != []
+
+
+def assert_one_line(result: Result, code: int, text: str) -> None:
+    """Check the exit code, and that one clear line and nothing else was printed."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert text in result.stderr
+
+
+@pytest.mark.parametrize("task_id", ["", "x" * 156, "nul\0"])
+@pytest.mark.parametrize("name", ["abort", "status"])
+def test_wrong_id(app: Celery, dsn: str, name: str, task_id: str) -> None:
+    """It is refused before anything is written."""
+    assert_one_line(run(app, name, task_id), 2, "task id")
+    assert execute(dsn, "SELECT * FROM aioabort_request") == []
+
+
+@pytest.mark.parametrize(
+    "option", [("--reason", "x" * 5000), ("--by", "\0"), ("--grace", "-1")]
+)
+def test_wrong_option(app: Celery, option: tuple[str, str]) -> None:
+    """The line names what is wrong."""
+    assert_one_line(run(app, "abort", "some-id", *option), 2, option[0][2:])
+
+
+@every_command
+def test_wrong_dsn(make_app: MakeApp, name: str) -> None:
+    """The line names the setting and nothing of the password."""
+    app = make_app("postgresql://ann:se@cret@host/db?x=1")
+    result = run(app, *COMMANDS[name])
+    assert_one_line(result, 2, "result_backend: ")
+    assert "cret" not in result.output
+
+
+@every_command
+def test_no_postgresql(make_app: MakeApp, name: str) -> None:
+    """An app that names none is told so."""
+    app = make_app("postgresql://host/db")
+    app.conf.result_backend = "redis://:secret@host"
+    result = run(app, *COMMANDS[name])
+    assert_one_line(result, 2, "needs PostgreSQL")
+    assert "secret" not in result.output
+
+
+@every_command
+def test_database_down(make_app: MakeApp, name: str) -> None:
+    """The exit code says that a later try may succeed."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    app = make_app(f"postgresql://ann:secret@127.0.0.1:{port}/db")
+    result = run(app, *COMMANDS[name])
+    assert_one_line(result, 4, "PostgreSQL is away")
+    assert "secret" not in result.output
+
+
+@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status"])
+def test_no_table(empty_dsn: str, make_app: MakeApp, name: str) -> None:
+    """Where it must not be created, the line tells which one is missing."""
+    app = make_app(empty_dsn, aioabort_create_tables=False)
+    assert_one_line(run(app, *COMMANDS[name]), 3, '"aioabort_request" is missing')
+
+
+@pytest.fixture
+def stranger(server: Any) -> Iterator[tuple[str, str]]:
+    """A role that may connect and nothing else, and its password."""
+    role, password = f"aioabort_{uuid4().hex}", uuid4().hex
+    name = sql.Identifier(role)
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        connection.execute(create.format(name, sql.Literal(password)))
+        yield role, password
+        connection.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status"])
+def test_no_rights(
+    dsn: str, make_app: MakeApp, stranger: tuple[str, str], name: str
+) -> None:
+    """PostgreSQL's own words tell what may not be done."""
+    role, password = stranger
+    user = dsn.partition("://")[2].partition("@")[0]
+    app = make_app(dsn.replace(f"{user}@", f"{role}:{password}@", 1))
+    result = run(app, *COMMANDS[name])
+    assert_one_line(result, 3, "permission denied")
+    assert password not in result.output
+
+
+def test_no_right_to_create(
+    empty_dsn: str, make_app: MakeApp, stranger: tuple[str, str]
+) -> None:
+    """A role that may not create the table is told so."""
+    role, password = stranger
+    execute(empty_dsn, "REVOKE CREATE ON SCHEMA public FROM public")
+    user = empty_dsn.partition("://")[2].partition("@")[0]
+    app = make_app(empty_dsn.replace(f"{user}@", f"{role}:{password}@", 1))
+    assert_one_line(run(app, "init-db"), 3, "permission denied")
+
+
+def test_trouble_of_celerys_own_backend(app: Celery, tmp_path: Path) -> None:
+    """Whatever it raises is told in a line."""
+    app.conf.aioabort_dsn = app.conf.result_backend
+    app.conf.result_backend = f"db+sqlite:///{tmp_path}/no/such/folder/db"
+    assert_one_line(run(app, "list"), 3, "OperationalError")
+
+
+PROJECT = """
+from celery import Celery
+app = Celery("proj", backend={backend!r})
+"""
+
+
+def start(folder: Path, backend: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start ``celery -A proj aioabort``, with a project that has no broker."""
+    (folder / "proj.py").write_text(PROJECT.format(backend=backend))
+    return subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "proj", "aioabort", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_as_a_program(
+    dsn: str, celery_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Celery finds the commands, and scripts their exit codes; no worker runs."""
+    program = start(tmp_path, celery_url(dsn), "abort", "some-id", "--json")
+    output, errors = program.communicate()
+    assert (program.returncode, errors) == (0, "")
+    assert json.loads(output)[0]["answer"] == "requested"
+
+    program = start(tmp_path, celery_url(dsn), "status", "another-id")
+    assert program.communicate() == ("another-id  PENDING\n", "")
+    assert program.returncode == 1
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends it with a line, while it waits for a server that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        program = start(tmp_path, f"db+postgresql://ann@127.0.0.1:{port}/db", "list")
+        connection, _ = silent.accept()
+        program.send_signal(signal.SIGINT)
+        assert program.communicate() == ("", "Error: interrupted\n")
+        connection.close()
+
+    assert program.returncode == 130
