@@ -9,6 +9,7 @@ from anyio import CancelScope, Lock, create_task_group, sleep
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from aioabort.exceptions import ClientClosed
 from aioabort.facts import Json, facts
 from aioabort.producer.client import AbortClient
 from aioabort.web.refusals import refusal_of
@@ -65,6 +66,9 @@ class EventStream(Response):
                     if snapshot.is_finished:
                         self._left.discard(task_id)
                     await out.write(event(facts(snapshot), is_last=not self._left))
+        except ClientClosed:
+            # The application ends; the browser will look for the next one.
+            return
         except Exception as error:  # noqa: BLE001 - the status has been sent long ago
             refusal = refusal_of(error)
             if refusal.status != HTTPStatus.SERVICE_UNAVAILABLE:
