@@ -21,6 +21,12 @@ class Nobody:
     def begin(self, run: Run) -> None:
         """Look at nothing."""
 
+    def wait_for_look(self, run: Run) -> None:
+        """Return at once."""
+
+    def look_again(self, run: Run) -> None:
+        """Look at nothing."""
+
     def saw(self, run: Run) -> None:
         """Record nothing."""
 

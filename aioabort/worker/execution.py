@@ -89,7 +89,7 @@ def run_abortable(
 def _check_start(run: Run) -> None:
     """Raise TaskAborted if the task was asked to stop before its body."""
     run.supervisor.wait_for_look(run)
-    if run.aborted and run.state in states.READY_STATES:
+    if run.state in states.READY_STATES and run.aborted:
         # A redelivery of a run that has ended. It was looked at while Celery stored
         # STARTED, which may have erased that end since.
         run.supervisor.look_again(run)

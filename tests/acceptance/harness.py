@@ -93,6 +93,8 @@ class Worker:
     process: "subprocess.Popen[bytes]"
     #: The connections of aioabort's when no abortable task had run yet.
     first_connections: list[dict[str, Any]]
+    #: What makes the project the same in another process.
+    variables: dict[str, str]
 
     @property
     def app(self) -> Celery:
@@ -255,7 +257,7 @@ def running_worker(
     try:
         _wait_until_ready(process, marks, log)
         agents = query(dsn, AGENTS)
-        yield Worker(pool, concurrency, dsn, project, log, process, agents)
+        yield Worker(pool, concurrency, dsn, project, log, process, agents, variables)
     finally:
         _stop(process)
         project.app.close()

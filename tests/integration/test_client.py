@@ -7,7 +7,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -97,6 +99,26 @@ async def test_a_revoked_task_is_no_aborted_one(
         await client.wait(task_id)
     assert not isinstance(caught.value, TaskAborted)
     assert not await client.is_aborted(task_id)
+
+
+async def test_moments_are_right_whatever_the_servers_time_zone(
+    dsn: str,
+    make_app: MakeApp,
+    database: "asyncpg.Connection[Any]",
+    task_id: str,
+) -> None:
+    """Celery's column has no time zone; what it stores is the server's local time."""
+    name = urlsplit(dsn).path[1:]
+    await database.execute(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    app = make_app(dsn)
+    await end(app, task_id, 1, states.SUCCESS)
+    async with AbortClient(app) as client:
+        asked = str(uuid4())
+        await client.abort(asked)
+        moments = [(await client.snapshot(each)).date_done for each in (task_id, asked)]
+    for moment in moments:
+        assert moment is not None
+        assert abs(datetime.now(UTC) - moment) < timedelta(minutes=1)
 
 
 async def test_an_undecodable_result_is_an_error_of_that_task_alone(
