@@ -225,12 +225,12 @@ async def test_several_tasks_share_a_stream(app: Celery, browser: Browser) -> No
 
 
 async def test_an_outage_is_waited_out(
-    network: Network, make_app: MakeApp, task_id: str
+    app: Celery, network: Network, make_app: MakeApp, task_id: str
 ) -> None:
     """While PostgreSQL is away nothing is told, and afterwards all of it."""
-    app = make_app(network.dsn, aioabort_poll_interval=0.1)
+    far = make_app(network.dsn, aioabort_poll_interval=0.1)
     async with (
-        AbortClient(app) as client,
+        AbortClient(far) as client,
         browsing(Starlette(routes=routes(client, authorize=alice))) as browser,
         browser.stream("GET", f"/{task_id}/events") as stream,
     ):
