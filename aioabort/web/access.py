@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection, Request
@@ -39,7 +39,7 @@ async def authorized(
     Raises TypeError if *authorize* returns something else, such as True: nobody knows
     what that was meant to allow.
     """
-    answer: object = await authorize(request, action, task_id)
+    answer = cast("object", await authorize(request, action, task_id))
     caller = Caller(answer) if isinstance(answer, str) else answer
     if caller is not None and not isinstance(caller, Caller):
         raise TypeError(

@@ -104,7 +104,10 @@ class _Endpoints:
         given = await read_object(request, fields)
         with refusals():
             receipt = await self._client(request).abort(
-                task_id, **{"requested_by": caller.name, **given}
+                task_id,
+                reason=given.get("reason"),
+                requested_by=given.get("requested_by", caller.name),
+                grace=given.get("grace"),
             )
         status = HTTPStatus.ACCEPTED if receipt.is_requested else HTTPStatus.CONFLICT
         return Answer(facts(receipt), status)

@@ -162,17 +162,19 @@ def test_page_opens_where_somebody_looks(
         start_new_session=True,
     ) as running:
         os.close(terminal)
-        deadline = time.monotonic() + START_BOUND
-        while not opened.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        page = httpx.get(opened.read_text().strip())
-        running.send_signal(signal.SIGINT)
-        output = read_all(ours)
+        try:
+            deadline = time.monotonic() + START_BOUND
+            while not opened.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            page = httpx.get(opened.read_text().strip())
+        finally:
+            running.send_signal(signal.SIGINT)
+            output = read_all(ours)
 
     assert page.status_code == 200
     assert "<title>aioabort" in page.text
     assert running.returncode == 0
-    assert output.rstrip().endswith("Stopped.")
+    assert "Stopped." in output.splitlines()[-1]
     assert list(temporary.iterdir()) == []
 
 

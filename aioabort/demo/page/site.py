@@ -1,6 +1,7 @@
 """What the page asks of its server: to start runs; the rest is ``aioabort.web``."""
 
 import getpass
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,16 +141,19 @@ def _tree(path: object, most: int) -> tuple[Path, int]:
     """Return the directory, and how many of its files are indexed."""
     if not isinstance(path, str) or not path or "\0" in path:
         raise Refusal(422, "path is the name of a directory")
-    try:
-        root = Path(path).expanduser().absolute()
-        is_directory = root.is_dir()
-    except (OSError, RuntimeError):  # a name that is too long, or nobody's home
-        is_directory = False
-    if not is_directory:
+    if (root := _directory(path)) is None:
         raise Refusal(422, f"{path[:200]} is not a directory")
     if files := len(first_files(root, most)):
         return root, files
     raise Refusal(422, f"{root} has no files that can be read")
+
+
+def _directory(path: str) -> Path | None:
+    # A name may be too long, and a home nobody's.
+    with suppress(OSError, RuntimeError):
+        root = Path(path).expanduser().absolute()
+        return root if root.is_dir() else None
+    return None
 
 
 def _folders(root: Path) -> list[str]:
