@@ -11,7 +11,7 @@ from aioabort.facts import Json, facts
 from aioabort.web import Action, Authorize, Caller, routes
 
 
-async def by_name(request: Request, action: Action, task_id: str | None) -> str | None:
+async def by_name(request: Request, action: Action, _: str | None) -> str | None:
     return None if action == "list" else request.headers.get("x-user")
 
 
