@@ -95,7 +95,10 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(422, str(error))
         case ResultsElsewhere():
             return Refusal(501, "The results of this application cannot be watched")
-        case StoreUnavailable() | ClientClosed():
+        case ClientClosed():
+            logger.error("aioabort.web: %s", error)
+            return Refusal(503, "The application is not ready, or about to end")
+        case StoreUnavailable():
             logger.warning("aioabort.web: %s", error)
             return Refusal(
                 503,

@@ -538,6 +538,15 @@ async def test_a_table_that_is_gone_is_one_line(
     }
 
 
+async def test_a_client_that_is_not_open_is_one_line(app: Celery) -> None:
+    """An application that forgot to open it, or has closed it, is not ready."""
+    async with browsing(mounted(AbortClient(app))) as browser:
+        answer = await browser.get("/")
+
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("The application is not ready")
+
+
 async def test_a_client_may_be_found_by_the_request(app: Celery, task_id: str) -> None:
     """An application that opens its client when it starts has none to give before."""
 

@@ -55,7 +55,14 @@ async def browser(client: AbortClient) -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def browsing(application: Starlette) -> AsyncIterator[Browser]:
-    config = uvicorn.Config(application, port=0, lifespan="off", log_level="error")
+    config = uvicorn.Config(
+        application,
+        port=0,
+        lifespan="off",
+        log_level="error",
+        # For a stream that a failing test leaves open.
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

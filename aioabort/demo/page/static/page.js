@@ -83,9 +83,17 @@ function told(snapshot) {
   // The worker records how the request ended just after the task's result.
   const settled = !snapshot.request || snapshot.request.outcome;
   if (snapshot.is_finished && !settled && run.looks++ < MOST_LOOKS) {
-    setTimeout(async () => told(await ask(path(run))), SETTLED_AFTER * 1000);
+    setTimeout(() => look(run), SETTLED_AFTER * 1000);
   }
   show(run);
+}
+
+async function look(run) {
+  try {
+    told(await ask(path(run)));
+  } catch (error) {
+    trouble(run, error.message);
+  }
 }
 
 async function start(event) {
@@ -110,7 +118,7 @@ async function abort(run) {
       requested_by: element("name").value || null,
     });
     if (receipt.answer === "finished") {
-      return told(await ask(path(run)));
+      return look(run);
     }
     // The stream may have told more in the meantime.
     run.snapshot.request ??= receipt.request;
