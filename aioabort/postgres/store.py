@@ -67,7 +67,7 @@ class Store:
         self._snapshot = tables.fill(
             statements.SNAPSHOT if self.has_results else statements.OBSERVE_ALONE
         )
-        self._finished = tables.fill(statements.FINISHED)
+        self._look = tables.fill(statements.LOOK)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
         self._give_up_results = tables.fill(statements.GIVE_UP_RESULTS)
@@ -133,9 +133,14 @@ class Store:
         """Return the rows of the tasks; one never heard of has neither state nor request."""
         return await self._rows(self._snapshot, task_ids)
 
-    async def finished(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
-        """Return the rows of those tasks that have ended, or are being killed."""
-        return await self._rows(self._finished, task_ids)
+    async def look(
+        self, task_ids: Sequence[str], closely: Sequence[str]
+    ) -> dict[str, TaskRow]:
+        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+
+        The two have no id in common.
+        """
+        return await self._rows(self._look, task_ids, closely)
 
     async def record_seen(
         self, requests: Sequence[AbortRequest], ages: Sequence[float], seen_by: str
@@ -239,9 +244,9 @@ class Store:
         return {row["task_id"]: _to_request(row) for row in rows}
 
     async def _rows(
-        self, statement: str, task_ids: Sequence[str]
+        self, statement: str, *task_ids: Sequence[str]
     ) -> dict[str, TaskRow]:
-        rows = await self._fetch(statement, task_ids)
+        rows = await self._fetch(statement, *task_ids)
         return {row["task_id"]: _to_row(row) for row in rows}
 
     async def _fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
@@ -276,4 +281,5 @@ def _to_row(row: asyncpg.Record) -> TaskRow:
         date_done=row.get("date_done"),
         request=None if row["requested_at"] is None else _to_request(row),
         kill_in=row["kill_in"],
+        is_ending=bool(row.get("is_ending")),
     )

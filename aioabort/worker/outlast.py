@@ -16,7 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 #: occupied until then.
 LONGEST_OUTAGE = 600.0
 
-PAUSE = 0.2
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 
 #: How often an error is taken for the end of an outage, rather than for a real one.
 TRIES = 3
@@ -30,7 +30,7 @@ def outlast(backend: Any, task_id: str, store: Callable[[], object]) -> None:
     Raises what *store* raises when the backend answers, or is away for ten minutes.
     """
     deadline = time.monotonic() + LONGEST_OUTAGE
-    tries = 0
+    tries, pause = 0, FIRST_PAUSE
     while True:
         try:
             store()
@@ -40,8 +40,12 @@ def outlast(backend: Any, task_id: str, store: Callable[[], object]) -> None:
             tries += _answers(backend, task_id)
             if tries == TRIES or time.monotonic() > deadline:
                 raise
-            logger.warning("Task %s: its end is not stored yet: %s", task_id, error)
-            time.sleep(PAUSE)
+            if pause == FIRST_PAUSE:
+                logger.warning(
+                    "Task %s: its end cannot be stored yet: %s", task_id, error
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
         else:
             return
 

@@ -86,6 +86,8 @@ class Reports:
             )
             telemetry.seen(recorded)
             _discard(self._seen, seen)
+            # Who holds the receipt of a request may wait for this.
+            self._done.update(dict.fromkeys(task_id for task_id, _ in seen))
 
     async def _send_outcomes(self, store: Store) -> None:
         if outcomes := self._outcomes.copy():
@@ -112,8 +114,8 @@ class Reports:
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                # The queue of notifications is full, say: clients poll.
-                logger.debug("aioabort worker: no client was notified: %s", error)
+                # The queue of notifications is full: those who wait will poll.
+                logger.debug("aioabort worker: no notification was sent: %s", error)
             _discard(self._done, done)
 
 

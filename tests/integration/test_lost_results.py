@@ -52,7 +52,7 @@ class Backend(CacheBackend):
 @pytest.fixture(autouse=True)
 def back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Agents are each test's own, and nobody waits for long."""
-    monkeypatch.setattr(outlast, "PAUSE", 0.01)
+    monkeypatch.setattr(outlast, "FIRST_PAUSE", 0.01)
     yield
     Backend.away = 0
     stop_agents()
