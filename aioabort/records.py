@@ -35,7 +35,7 @@ class AbortRequest:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the task is still to stop: no run has ended since the request."""
+        """Whether the task is still to stop, as no run has ended since the request."""
         return self.outcome is None
 
     def error(self) -> TaskAborted:
