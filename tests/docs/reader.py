@@ -71,9 +71,9 @@ class Reader:
             assert block.file, f"{where}: which file is this?"
             self._write(block.file, text, is_continued=block.is_continued)
 
-    def write(self, name: str, text: str) -> None:
-        """Have a file in the folder that the page does not show."""
-        (self.folder / name).write_text(text)
+    def give(self, name: str, text: str) -> None:
+        """Have a file that the page does not show."""
+        (self.folder / name).write_text(self._program(name, text))
 
     def run(self, command: str) -> str:
         """Run a command in the folder; return what it prints, errors included."""
@@ -139,11 +139,13 @@ class Reader:
         else:
             self.files[name] = text
         # In the place of the comment with the name, so that line numbers are right.
-        program = re.sub("^# .*", NOTE_USE, self.files[name], count=1)
-        if name == "proj.py":
-            program += "\nimport folder_broker\n"
-            program += f"app.conf.update({self.settings!r})\n"
-        self.write(name, program)
+        self.give(name, re.sub("^# .*", NOTE_USE, self.files[name], count=1))
+
+    def _program(self, name: str, text: str) -> str:
+        if name != "proj.py":
+            return text
+        update = f"app.conf.update({self.settings!r})"
+        return f"{text}\nimport folder_broker\n{update}\n"
 
     def _type(self, where: str, session: str) -> None:
         """Run the commands of a session, and compare what they print."""
