@@ -7,6 +7,7 @@ from typing import Never
 
 from anyio import sleep
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreError
 
 FIRST_DELAY = 0.1
@@ -35,6 +36,7 @@ class Connectivity:
         if self.trouble is None:
             logger.warning("%s: %s; trying again until it answers", self._user, error)
         self.trouble = error
+        telemetry.reconnecting(self._user)
 
     def next_delay(self) -> float:
         """Return how long to wait before the next try: full jitter, doubling.

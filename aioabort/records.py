@@ -1,6 +1,6 @@
 """What is known of a task and of the request to abort it, as plain facts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
@@ -41,6 +41,20 @@ class AbortRequest:
     def error(self) -> TaskAborted:
         """Return the exception that this request raises, in the task and after it."""
         return TaskAborted(self.reason, self.requested_by, self.task_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A request that has come further: its task noticed it, or ended as *outcome*.
+
+    That was *after* so many seconds, and is *ago* so many.
+    """
+
+    task_id: str
+    after: float
+    ago: float
+    outcome: Outcome | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +100,15 @@ class AbortReceipt:
 
     ``requested``: the task is asked to stop, from now on. ``requested_before``: it
     already was; ``request`` says by whom and when. ``finished``: it had ended in
-    ``state``, and nothing was changed.
+    ``state``, and nothing was changed. ``before``: the receipts of the tasks that come
+    before it in its chain or chord, and were asked along with it.
     """
 
     task_id: str
     answer: Literal["requested", "requested_before", "finished"]
     state: str | None = None
     request: AbortRequest | None = None
+    before: "tuple[AbortReceipt, ...]" = field(default=(), repr=False)
 
     @property
     def is_requested(self) -> bool:

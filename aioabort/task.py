@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 from celery import states
@@ -9,6 +10,7 @@ from celery.exceptions import ImproperlyConfigured, Retry
 
 from aioabort.exceptions import StoreError
 from aioabort.generics import GenericTask, P, R_co
+from aioabort.producer.publishing import in_thread
 from aioabort.producer.result import AbortableAsyncResult, AbortableEagerResult
 from aioabort.worker.agent import agent_for
 from aioabort.worker.execution import make_abortable
@@ -108,6 +110,18 @@ class AbortableTask(GenericTask[P, R_co]):
     def apply_async(self, *args: Any, **kwargs: Any) -> AbortableAsyncResult[R_co]:
         """Publish the task with Celery's options; the result is as ``delay()``'s."""
         return super().apply_async(*args, **kwargs)  # type: ignore[return-value]
+
+    async def adelay(
+        self, *args: P.args, **kwargs: P.kwargs
+    ) -> AbortableAsyncResult[R_co]:
+        """Publish the task as ``delay()`` does, in a thread: the loop goes on."""
+        return await in_thread(partial(self.delay, *args, **kwargs))
+
+    async def aapply_async(
+        self, *args: Any, **kwargs: Any
+    ) -> AbortableAsyncResult[R_co]:
+        """Publish the task as ``apply_async()`` does, in a thread: the loop goes on."""
+        return await in_thread(partial(self.apply_async, *args, **kwargs))
 
     def apply(self, *args: Any, **kwargs: Any) -> AbortableEagerResult[R_co]:
         """Run the task here and now, as Celery's own does, and return how it ended.

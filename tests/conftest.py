@@ -11,6 +11,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 from celery import Celery
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from psycopg import sql
 
 from aioabort import AbortClient
@@ -119,6 +125,24 @@ async def client(app: Celery) -> AsyncIterator[AbortClient]:
     """An open client of ``app``."""
     async with AbortClient(app) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def reader() -> InMemoryMetricReader:
+    """The reader of this process, which can have one provider only."""
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader], shutdown_on_exit=False))
+    return reader
+
+
+@pytest.fixture(scope="session")
+def exporter() -> InMemorySpanExporter:
+    """The exporter of this process, which can have one provider only."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
 
 
 def _celery_url(dsn: str) -> str:

@@ -6,6 +6,7 @@ import click
 from celery import Celery
 
 from aioabort.cli import words
+from aioabort.cli.moments import age
 from aioabort.cli.running import Answer, command
 from aioabort.producer.client import AbortClient
 from aioabort.records import AbortRequest
@@ -30,7 +31,7 @@ def table(requests: Iterable[AbortRequest]) -> Iterator[str]:
     rows = [
         (
             request.task_id,
-            words.age(request.requested_at),
+            age(request.requested_at),
             request.requested_by or "",
             request.reason or "",
             request.seen_by or "",

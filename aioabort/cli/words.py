@@ -1,18 +1,9 @@
-"""Requests and moments in a few words, for a terminal."""
+"""Requests in a few words, for a terminal."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
+from aioabort.cli.moments import age
 from aioabort.records import AbortRequest
-
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-
-
-def age(moment: datetime) -> str:
-    """Return how long ago *moment* was, in its largest unit."""
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
-    unit, size = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
-    return f"{seconds // size} {unit}"
 
 
 def origin(request: AbortRequest) -> str:
@@ -41,8 +32,3 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def printable(text: str) -> str:
     """Return *text* without what a terminal would obey: reasons come from anybody."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def joined(*parts: str | None) -> str:
-    """Return the parts that there are, parted by commas."""
-    return ", ".join(part for part in parts if part)

@@ -13,7 +13,9 @@ CREATE TABLE IF NOT EXISTS {request} (
     seen_at      timestamptz,
     seen_by      text,
     outcome      text,
-    outcome_at   timestamptz
+    outcome_at   timestamptz,
+    -- The trace that the request was made in, in W3C's notation.
+    traceparent  text
 ) WITH (fillfactor = 80);
 
 -- For cleanup only.

@@ -4,6 +4,7 @@ The statements that end in ``_ALONE`` are for results that are kept elsewhere, w
 there is no row of Celery's to look at.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from typing import Final
 # The order of the ids keeps two overlapping requests from deadlocking.
 REQUEST: Final = """
     -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
-    -- $5 seconds of grace
+    -- $5 seconds of grace, $6 the trace
     WITH asked AS (
         SELECT DISTINCT task_id FROM unnest($1::text[]) AS ids (task_id)
     ), marked AS (
@@ -24,16 +25,17 @@ REQUEST: Final = """
         WHERE coalesce(t.status, 'PENDING') NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
         RETURNING t.task_id
     )
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    INSERT INTO {request} AS r
+        (task_id, reason, requested_by, expires_at, kill_at, traceparent)
     SELECT task_id, $2, $3, now() + make_interval(secs => $4),
-        clock_timestamp() + make_interval(secs => $5)
+        clock_timestamp() + make_interval(secs => $5), $6
     FROM marked
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
         kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
-        outcome = NULL, outcome_at = NULL
+        outcome = NULL, outcome_at = NULL, traceparent = excluded.traceparent
     WHERE r.outcome IS NOT NULL
     RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
@@ -41,17 +43,18 @@ REQUEST: Final = """
 
 REQUEST_ALONE: Final = """
     -- $1 task ids, $2 reason, $3 requested_by, $4 seconds until it may be cleaned up,
-    -- $5 seconds of grace
-    INSERT INTO {request} AS r (task_id, reason, requested_by, expires_at, kill_at)
+    -- $5 seconds of grace, $6 the trace
+    INSERT INTO {request} AS r
+        (task_id, reason, requested_by, expires_at, kill_at, traceparent)
     SELECT DISTINCT ids.task_id, $2, $3, now() + make_interval(secs => $4),
-        clock_timestamp() + make_interval(secs => $5)
+        clock_timestamp() + make_interval(secs => $5), $6
     FROM unnest($1::text[]) AS ids (task_id)
     ORDER BY ids.task_id
     ON CONFLICT (task_id) DO UPDATE
     SET requested_at = excluded.requested_at, expires_at = excluded.expires_at,
         reason = excluded.reason, requested_by = excluded.requested_by,
         kill_at = excluded.kill_at, seen_at = NULL, seen_by = NULL,
-        outcome = NULL, outcome_at = NULL
+        outcome = NULL, outcome_at = NULL, traceparent = excluded.traceparent
     WHERE r.outcome IS NOT NULL
     RETURNING task_id, requested_at, reason, requested_by, kill_at,
               seen_at, seen_by, outcome, outcome_at
@@ -59,19 +62,25 @@ REQUEST_ALONE: Final = """
 
 # The sub-select hides the number of ids from the planner, which would else take every
 # execution for one that deserves a plan of its own: that costs more than to run it.
-OBSERVE: Final = """
-    -- $1 ids of tasks that run in this process
+STATES: Final = """
+    -- $1 task ids
     SELECT ids.task_id, t.status, r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
            r.seen_at, r.seen_by, r.outcome, r.outcome_at
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
     LEFT JOIN {request} AS r ON r.task_id = ids.task_id
-    WHERE r.task_id IS NOT NULL OR t.status = 'ABORTED'
 """
 
+OBSERVE: Final = (
+    STATES
+    + """
+    WHERE r.task_id IS NOT NULL OR t.status = 'ABORTED'
+"""
+)
+
 OBSERVE_ALONE: Final = """
-    -- $1 ids of tasks that run in this process
+    -- $1 task ids
     SELECT task_id, NULL AS status, requested_at, reason, requested_by, kill_at,
            extract(epoch FROM kill_at - clock_timestamp())::float8 AS kill_in,
            seen_at, seen_by, outcome, outcome_at
@@ -89,6 +98,8 @@ RECORD_SEEN: Final = """
         AS n (task_id, requested_at, age)
     WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
         AND r.seen_at IS NULL
+    RETURNING r.task_id, NULL AS outcome, n.age AS ago, r.traceparent,
+        extract(epoch FROM r.seen_at - r.requested_at)::float8 AS after
 """
 
 RECORD_OUTCOME: Final = """
@@ -103,6 +114,8 @@ RECORD_OUTCOME: Final = """
         AS n (task_id, requested_at, outcome, age)
     WHERE r.task_id = n.task_id AND r.requested_at = n.requested_at
         AND r.outcome IS NULL
+    RETURNING r.task_id, r.outcome, n.age AS ago, r.traceparent,
+        extract(epoch FROM r.outcome_at - r.requested_at)::float8 AS after
 """
 
 # A request may be made more urgent, never less.
@@ -111,6 +124,8 @@ HASTEN: Final = """
     UPDATE {request}
     SET kill_at = least(kill_at, clock_timestamp() + make_interval(secs => $2))
     WHERE task_id = ANY($1::text[]) AND outcome IS NULL
+    RETURNING task_id, requested_at, reason, requested_by, kill_at,
+              seen_at, seen_by, outcome, outcome_at
 """
 
 # Whoever gets the row back carries the kill out; nobody else does.
@@ -120,7 +135,8 @@ CLAIM_KILL: Final = """
     SET outcome = 'killed', outcome_at = clock_timestamp()
     WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
         AND kill_at IS NOT NULL
-    RETURNING task_id
+    RETURNING task_id, outcome, 0::float8 AS ago, traceparent,
+        extract(epoch FROM outcome_at - requested_at)::float8 AS after
 """
 
 WAIVE_KILL: Final = """
@@ -199,6 +215,35 @@ DELETE_EXPIRED: Final = """
     )
     SELECT count(*) AS deleted FROM gone
 """
+
+_UNFINISHED: Final = """
+    -- $1 the id to go on after, $2 how many ids at most, then the criteria
+    SELECT t.task_id
+    FROM {task} AS t
+    LEFT JOIN {request} AS r ON r.task_id = t.task_id
+    WHERE t.task_id > $1
+        AND coalesce(t.status, 'PENDING') NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
+        -- It stores no result, and has ended.
+        AND (r.outcome IS NULL OR t.status NOT IN ('PENDING', 'ABORTED'))
+"""
+
+# Celery writes date_done by the time zone of its session, which is the server's if
+# nobody has chosen another: ours is the same, and so are the moments compared.
+_CRITERIA: Final = {
+    "task": "t.name = ${number}",
+    "worker": "t.worker = ${number}",
+    "queue": "t.queue = ${number}",
+    "before": "t.date_done < ${number}::timestamptz",
+}
+
+
+def unfinished(criteria: Iterable[str]) -> str:
+    """Return the statement that finds tasks by *criteria*."""
+    conditions = [
+        _CRITERIA[name].format(number=number) for number, name in enumerate(criteria, 3)
+    ]
+    return " AND ".join([_UNFINISHED, *conditions]) + " ORDER BY t.task_id LIMIT $2"
+
 
 NOTIFY: Final = """
     -- $1 channel, $2 payloads

@@ -4,12 +4,13 @@ Every method raises StoreUnavailable when the server cannot be reached, and Stor
 when it refuses.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreError
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
@@ -17,7 +18,7 @@ from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.hints import done_channel, encode_hints, request_channel
 from aioabort.postgres.schema import create_table, tables_of
 from aioabort.postgres.statements import Tables
-from aioabort.records import AbortRequest, Outcome, TaskRow
+from aioabort.records import AbortRequest, Outcome, Stage, TaskRow
 from aioabort.settings import Settings
 
 
@@ -49,6 +50,7 @@ class Store:
     def __init__(self, executor: Executor, tables: Tables, settings: Settings) -> None:
         self.has_results: bool = tables.has_results
         self._executor = executor
+        self._tables = tables
         self._notify = settings.notify
         self._request_expires = settings.request_expires
         self.request_channel: str = request_channel(tables)
@@ -58,6 +60,9 @@ class Store:
         )
         self._observe = tables.fill(
             statements.OBSERVE if self.has_results else statements.OBSERVE_ALONE
+        )
+        self._states = tables.fill(
+            statements.STATES if self.has_results else statements.OBSERVE_ALONE
         )
         self._snapshot = tables.fill(
             statements.SNAPSHOT if self.has_results else statements.OBSERVE_ALONE
@@ -83,19 +88,45 @@ class Store:
 
         An id that is missing from them had ended, or was asked before.
         """
-        rows = await self._fetch(
-            self._request,
-            task_ids,
-            reason,
-            requested_by,
-            self._request_expires,
-            grace,
-        )
-        return {row["task_id"]: _to_request(row) for row in rows}
+        with telemetry.requesting(task_ids) as traceparent:
+            requests = await self._requests(
+                self._request,
+                task_ids,
+                reason,
+                requested_by,
+                self._request_expires,
+                grace,
+                traceparent,
+            )
+        telemetry.requested(len(task_ids), len(requests))
+        return requests
 
     async def observe(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
         """Return the rows of those tasks that were ever asked to stop."""
         return await self._rows(self._observe, task_ids)
+
+    async def unfinished(
+        self, criteria: Mapping[str, Any], after: str, limit: int
+    ) -> list[str]:
+        """Return the ids of tasks that have not ended, in order, from *after* on.
+
+        Raises StoreError if Celery's table does not have what they are known by.
+        """
+        statement = self._tables.fill(statements.unfinished(criteria))
+        try:
+            rows = await self._fetch(statement, after, limit, *criteria.values())
+        except StoreError as error:
+            if not isinstance(error.__cause__, asyncpg.UndefinedColumnError):
+                raise
+            raise StoreError(
+                f"{self._tables.task} does not say which task, worker and queue a row "
+                f"is of: it was created without result_extended ({error.__cause__})"
+            ) from error
+        return [row["task_id"] for row in rows]
+
+    async def states(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of the tasks without their results, which may be large."""
+        return await self._rows(self._states, task_ids)
 
     async def snapshots(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
         """Return the rows of the tasks; one never heard of has neither state nor request."""
@@ -107,38 +138,51 @@ class Store:
 
     async def record_seen(
         self, requests: Sequence[AbortRequest], ages: Sequence[float], seen_by: str
-    ) -> None:
-        """Note that the tasks saw their requests, *ages* seconds ago."""
-        await self._fetch(
+    ) -> list[Stage]:
+        """Note that the tasks saw their requests, *ages* seconds ago.
+
+        Returns those of which that was not known.
+        """
+        rows = await self._fetch(
             self._record_seen,
             [request.task_id for request in requests],
             [request.requested_at for request in requests],
             ages,
             seen_by,
         )
+        return _to_stages(rows)
 
     async def record_outcomes(
         self,
         requests: Sequence[AbortRequest],
         outcomes: Sequence[Outcome],
         ages: Sequence[float],
-    ) -> None:
-        """Note how the tasks ended, *ages* seconds ago; what was noted before stays."""
-        await self._fetch(
+    ) -> list[Stage]:
+        """Note how the tasks ended, *ages* seconds ago; what was noted before stays.
+
+        Returns those of which that was not known.
+        """
+        rows = await self._fetch(
             self._record_outcome,
             [request.task_id for request in requests],
             [request.requested_at for request in requests],
             outcomes,
             ages,
         )
+        return _to_stages(rows)
 
-    async def hasten(self, task_ids: Sequence[str], grace: float) -> None:
-        """Have pending requests end in a kill after *grace* seconds, if not before."""
-        await self._fetch(self._hasten, task_ids, grace)
+    async def hasten(
+        self, task_ids: Sequence[str], grace: float
+    ) -> dict[str, AbortRequest]:
+        """Have pending requests end in a kill after *grace* seconds, if not before.
 
-    async def claim_kill(self, request: AbortRequest) -> bool:
-        """Settle the request as killed; return whether it is ours to carry that out."""
-        return bool(
+        Returns these requests.
+        """
+        return await self._requests(self._hasten, task_ids, grace)
+
+    async def claim_kill(self, request: AbortRequest) -> list[Stage]:
+        """Settle the request as killed; return nothing if that is not ours to do."""
+        return _to_stages(
             await self._fetch(self._claim_kill, request.task_id, request.requested_at)
         )
 
@@ -176,6 +220,10 @@ class Store:
         if self._notify:
             await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
 
+    async def _requests(self, statement: str, *args: Any) -> dict[str, AbortRequest]:
+        rows = await self._fetch(statement, *args)
+        return {row["task_id"]: _to_request(row) for row in rows}
+
     async def _rows(
         self, statement: str, task_ids: Sequence[str]
     ) -> dict[str, TaskRow]:
@@ -199,6 +247,10 @@ def _to_request(row: asyncpg.Record) -> AbortRequest:
         outcome=row["outcome"],
         outcome_at=row["outcome_at"],
     )
+
+
+def _to_stages(rows: list[asyncpg.Record]) -> list[Stage]:
+    return [Stage(**dict(row)) for row in rows]
 
 
 def _to_row(row: asyncpg.Record) -> TaskRow:

@@ -1,33 +1,29 @@
 """The client: sends tasks, asks them to stop and awaits them."""
 
-import logging
-from functools import partial
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from anyio import move_on_after, to_thread
-from celery import Celery, states
-from celery.result import EagerResult
+from celery import Celery, Task
+from celery.canvas import Signature, group
+from celery.result import AsyncResult, GroupResult, ResultSet
 
-from aioabort.exceptions import (
-    AioabortError,
-    ResultsElsewhere,
-    StoreError,
-    WaitTimeout,
-)
+from aioabort.exceptions import ResultsElsewhere, WaitTimeout
 from aioabort.generics import GenericTask, P, R
-from aioabort.postgres.store import Store
+from aioabort.producer.aborting import Aborting, Demand, parts_of_all
 from aioabort.producer.codec import decode, from_meta, value_of
 from aioabort.producer.connections import Connections
-from aioabort.producer.limits import check_grace, check_task_id, check_text
+from aioabort.producer.limits import check_task_id
+from aioabort.producer.publishing import publish
 from aioabort.producer.result import AbortableAsyncResult
+from aioabort.producer.selection import criteria_of, unfinished
 from aioabort.records import AbortReceipt, AbortRequest, TaskRow, TaskSnapshot
 from aioabort.settings import read_settings
 
 #: Expired rows a statement, so that none runs for long.
 CLEANUP_BATCH = 1_000
-
-logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AbortClient:
@@ -42,6 +38,7 @@ class AbortClient:
         self.app = app
         self._settings = read_settings(app)
         self._connections = Connections(app, self._settings)
+        self._aborting = Aborting(self._connections)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -75,55 +72,134 @@ class AbortClient:
         """Return the result of *task_id*, which may come from anywhere, bound to this."""
         return AbortableAsyncResult(task_id, app=self.app, client=self)
 
+    @overload
     async def send(
         self, task: GenericTask[P, R], *args: P.args, **kwargs: P.kwargs
-    ) -> AbortableAsyncResult[R]:
-        """Publish *task* as ``task.delay()`` does, in a thread: the loop goes on."""
-        publish = partial(task.apply_async, args, kwargs)
-        result = await to_thread.run_sync(publish)
-        if isinstance(result, EagerResult):
-            raise AioabortError(
-                f"{task.name} has run already: with task_always_eager there is "
-                "nothing to abort or await"
-            )
-        return AbortableAsyncResult(
-            result.id, app=self.app, parent=result.parent, client=self
-        )
+    ) -> AbortableAsyncResult[R]: ...
+    @overload
+    async def send(self, task: group, *args: Any, **kwargs: Any) -> GroupResult: ...
+    @overload
+    async def send(
+        self, task: Signature[R], *args: Any, **kwargs: Any
+    ) -> AbortableAsyncResult[R]: ...
+    async def send(self, task: Any, *args: Any, **kwargs: Any) -> Any:
+        """Publish *task* as ``task.delay()`` does, in a thread: the loop goes on.
 
-    async def abort(
+        A signature, group, chain or chord does as well. Raises AioabortError with
+        ``task_always_eager``, and what Celery raises if the broker cannot be reached.
+        """
+        return await publish(self, task, args, kwargs, {})
+
+    @overload
+    async def apply_async(
         self,
-        task_id: str,
+        task: "Task[..., R]",
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AbortableAsyncResult[R]: ...
+    @overload
+    async def apply_async(
+        self,
+        task: group,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GroupResult: ...
+    @overload
+    async def apply_async(
+        self,
+        task: Signature[R],
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AbortableAsyncResult[R]: ...
+    async def apply_async(
+        self, task: Any, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Any:
+        """Publish *task* with Celery's options, as its ``apply_async()`` does.
+
+        Otherwise as ``send()``.
+        """
+        return await publish(self, task, args, kwargs, options)
+
+    # A string is an iterable of strings, too, but the first signature comes first.
+    @overload
+    async def abort(  # type: ignore[overload-overlap]
+        self,
+        target: "str | AsyncResult[Any]",
         *,
         reason: str | None = None,
         requested_by: str | None = None,
         grace: float | None = None,
-    ) -> AbortReceipt:
-        """Ask the task to stop; the receipt says whether it can still be asked.
+    ) -> AbortReceipt: ...
+    @overload
+    async def abort(
+        self,
+        target: "ResultSet | Iterable[str | AsyncResult[Any] | ResultSet]",
+        *,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        grace: float | None = None,
+    ) -> list[AbortReceipt]: ...
+    async def abort(
+        self,
+        target: Any,
+        *,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        grace: float | None = None,
+    ) -> AbortReceipt | list[AbortReceipt]:
+        """Ask a task to stop, or many; receipts say which of them can still be asked.
 
-        If it still runs after *grace* seconds, it is killed by Celery's own
+        For an id or a result there is one receipt. For a group, and for an iterable of
+        ids, results and groups, there is a list in the same order, with one for each
+        member of a group. With a result goes all that comes before it: the links of
+        its chain, the header of its chord.
+
+        If a task still runs after *grace* seconds, it is killed by Celery's own
         ``revoke(terminate=True)``, in pools that can do that; a later call may shorten
-        the grace, also of somebody else's request. Committed when this returns. Raises InvalidRequest for what cannot be stored,
-        and StoreUnavailable or StoreError if PostgreSQL did not take it.
+        the grace, also of somebody else's request. Committed when this returns.
+
+        Raises InvalidRequest for what cannot be stored, before anything is; and
+        StoreUnavailable or StoreError if PostgreSQL did not take it. Then some may have
+        been asked if they are more than 1,000, and to ask them again does no harm.
         """
-        check_task_id(task_id)
-        check_text("reason", reason)
-        check_text("requested_by", requested_by)
-        check_grace(grace)
-        store = self._connections.store
-        if not store.has_results:
-            state = (await self._read_elsewhere(task_id))["status"]
-            if state in states.READY_STATES:
-                return AbortReceipt(task_id=task_id, answer="finished", state=state)
-        requests = await store.request([task_id], reason, requested_by, grace)
-        if task_id not in requests:
-            if grace is not None:
-                await store.hasten([task_id], grace)
-                await self._hint(store, task_id)
-            return _receipt((await store.snapshots([task_id])).get(task_id), task_id)
-        await self._hint(store, task_id)
-        return AbortReceipt(
-            task_id=task_id, answer="requested", request=requests[task_id]
+        demand = Demand(reason, requested_by, grace)
+        receipts = await self._aborting.request(await parts_of_all(target), demand)
+        return receipts[0] if isinstance(target, str | AsyncResult) else receipts
+
+    async def abort_where(
+        self,
+        *,
+        task: "str | Task[..., Any] | None" = None,
+        worker: str | None = None,
+        queue: str | None = None,
+        before: datetime | None = None,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        grace: float | None = None,
+    ) -> list[AbortReceipt]:
+        """Ask all tasks to stop that meet every criterion given, and have not ended.
+
+        Found are tasks of which Celery has stored a state: those that run, if
+        ``task_track_started`` is set or they report progress, and those that wait for
+        a retry; but none that is queued for the first time. *task*, *worker* (a node's
+        name) and *queue* (a routing key) are stored with ``result_extended`` only.
+        *before*: the state was stored before that moment, which is the start of a task
+        that reports no progress.
+
+        Raises InvalidRequest without any criterion, ImproperlyConfigured or StoreError
+        if Celery does not store what is asked for, and otherwise what ``abort()`` does.
+        """
+        criteria = criteria_of(
+            self.app, task=task, worker=worker, queue=queue, before=before
         )
+        demand = Demand(reason, requested_by, grace)
+        receipts: list[AbortReceipt] = []
+        async for parts in unfinished(self._connections.store, criteria):
+            receipts += await self._aborting.request(parts, demand)
+        return receipts
 
     async def is_aborted(self, task_id: str) -> bool:
         """Whether the task is being aborted, or has ended by it."""
@@ -188,20 +264,3 @@ class AbortClient:
         return await to_thread.run_sync(
             self._connections.backend.get_task_meta, task_id
         )
-
-    async def _hint(self, store: Store, task_id: str) -> None:
-        try:
-            await store.hint_workers([task_id])
-        except StoreError as error:
-            # The request is committed; the worker's poll will find it.
-            logger.debug("aioabort client: no notification was sent: %s", error)
-
-
-def _receipt(row: TaskRow | None, task_id: str) -> AbortReceipt:
-    """Return the receipt of a request that was refused, from the row that refused it."""
-    if row is not None and row.state in states.READY_STATES:
-        return AbortReceipt(
-            task_id=task_id, answer="finished", state=row.state, request=row.request
-        )
-    request = row.request if row is not None else None
-    return AbortReceipt(task_id=task_id, answer="requested_before", request=request)

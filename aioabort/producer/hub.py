@@ -2,6 +2,7 @@
 
 import asyncio
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres.store import Store
 from aioabort.reconnect import Connectivity
@@ -32,6 +33,7 @@ class Hub:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[TaskRow] = loop.create_future()
         self._waiters.setdefault(task_id, set()).add(waiter)
+        telemetry.waiting(1)
         # Watched before it is looked at for the first time: an end between the two
         # is seen by one of them.
         self.watcher.watch(task_id)
@@ -40,6 +42,7 @@ class Hub:
         finally:
             self._leave(task_id, waiter)
 
+    @telemetry.timed("client")
     async def look_for_ends(self, store: Store, task_ids: list[str]) -> None:
         """Wake up those who await the tasks that have ended."""
         try:
@@ -75,6 +78,7 @@ class Hub:
     def _leave(self, task_id: str, waiter: asyncio.Future[TaskRow]) -> None:
         waiters = self._waiters[task_id]
         waiters.discard(waiter)
+        telemetry.waiting(-1)
         if not waiters:
             del self._waiters[task_id]
             self.watcher.unwatch(task_id)

@@ -80,15 +80,16 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         requested_by: str | None = None,
         grace: float | None = None,
     ) -> AbortReceipt:
-        """Ask the task to stop; the receipt says whether it can still be asked.
+        """Ask the task to stop, and all that comes before it in a chain or chord.
 
-        If it still runs after *grace* seconds, it is killed by Celery's own
-        ``revoke(terminate=True)``, in pools that can do that. Committed when this returns. Raises InvalidRequest for what cannot be stored,
-        and StoreUnavailable or StoreError if PostgreSQL did not take it.
+        The receipt says whether it can still be asked. If it still runs after *grace*
+        seconds, it is killed by Celery's own ``revoke(terminate=True)``, in pools that
+        can do that. Committed when this returns. Raises InvalidRequest for what cannot
+        be stored, and StoreUnavailable or StoreError if PostgreSQL did not take it.
         """
         client = await self._open_client()
         return await client.abort(
-            self.id, reason=reason, requested_by=requested_by, grace=grace
+            self, reason=reason, requested_by=requested_by, grace=grace
         )
 
     async def is_aborted(self) -> bool:

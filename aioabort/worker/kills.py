@@ -13,6 +13,7 @@ from typing import Never
 from anyio import move_on_after
 from billiard.process import current_process
 
+from aioabort import telemetry
 from aioabort.postgres.store import Store
 from aioabort.worker.run import Run
 
@@ -67,7 +68,8 @@ class Kills:
                 run.task_id,
             )
             await store.waive_kill(request)
-        elif await store.claim_kill(request):
+        elif killed := await store.claim_kill(request):
+            telemetry.stopped(killed)
             await self._kill(store, run.task_id)
 
     async def _kill(self, store: Store, task_id: str) -> None:

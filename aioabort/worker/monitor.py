@@ -12,6 +12,7 @@ from typing import Never
 
 from anyio import create_task_group, fail_after
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreUnavailable
 from aioabort.postgres.connection import Link, connect
 from aioabort.postgres.errors import driver_errors
@@ -122,18 +123,21 @@ class Monitor:
         if not self._settings.notify:
             return interval
         refusal = await listen(link, store.request_channel, self._watcher.on_hint)
+        telemetry.mode("worker", "notify" if refusal is None else "poll")
         if refusal is not None:
             logger.info("aioabort worker: polling only, as %s", refusal)
             return interval
         return interval * SLOWER_WHEN_NOTIFIED
 
     def _on_lost(self) -> None:
+        telemetry.mode("worker", "poll")
         self._store = None
         self._connected.clear()
         for runs in self._runs.values():
             for run in runs:
                 run.looked.set()
 
+    @telemetry.timed("worker")
     async def _look(self, store: Store, task_ids: list[str]) -> None:
         # A run that ends while the statement is under way is not settled by it: the
         # request may have been made after the statement's snapshot.

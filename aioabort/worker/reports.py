@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Never
 
+from aioabort import telemetry
 from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres.store import Store
 from aioabort.records import AbortRequest, Outcome
@@ -70,21 +71,23 @@ class Reports:
     async def _send_seen(self, store: Store) -> None:
         if seen := self._seen.copy():
             now = time.monotonic()
-            await store.record_seen(
+            recorded = await store.record_seen(
                 [request for request, _ in seen.values()],
                 [now - run.seen_at for _, run in seen.values()],
                 next(run.node for _, run in seen.values()),
             )
+            telemetry.seen(recorded)
             _discard(self._seen, seen)
 
     async def _send_outcomes(self, store: Store) -> None:
         if outcomes := self._outcomes.copy():
             now = time.monotonic()
-            await store.record_outcomes(
+            recorded = await store.record_outcomes(
                 [request for request, _, _ in outcomes.values()],
                 [outcome for _, outcome, _ in outcomes.values()],
                 [now - moment for _, _, moment in outcomes.values()],
             )
+            telemetry.stopped(recorded)
             _discard(self._outcomes, outcomes)
             # A task that stores no result is known to have ended by its outcome only.
             self._done.update(dict.fromkeys(task_id for task_id, _ in outcomes))

@@ -101,6 +101,69 @@ def test_abort_of_several(app: Celery, dsn: str) -> None:
     assert run(app, "abort", "over").stdout == "over  finished before: SUCCESS\n"
 
 
+@pytest.fixture
+def extended(dsn: str, make_app: MakeApp) -> Celery:
+    """An app with three tasks of which Celery knows the name; one has ended."""
+    for number, (name, state) in enumerate(
+        [("proj.index", "STARTED"), ("proj.index", "SUCCESS"), ("proj.mail", "RETRY")]
+    ):
+        finish(dsn, f"id-{number}", state)
+        execute(
+            dsn,
+            "UPDATE celery_taskmeta SET name = %s, date_done = date_done - %s * interval"
+            " '1 h' WHERE task_id = %s",
+            name,
+            number,
+            f"id-{number}",
+        )
+    return make_app(dsn, result_extended=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--task", "proj.index"), ["id-0"]),
+        (("--before", "90min"), ["id-2"]),
+        (("--before", "90 min", "--task", "proj.index"), []),
+        (("--before", "2999-01-01T00:00+01:00"), ["id-0", "id-2"]),
+        (("--before", "2026-01-01"), []),
+        (("--worker", "nowhere"), []),
+        (("--queue", "nowhere"), []),
+    ],
+)
+def test_abort_by_criteria(
+    extended: Celery, options: tuple[str, ...], found: list[str]
+) -> None:
+    """All are met by those that are asked; nobody found is a no."""
+    result = run(extended, "abort", *options, "--by", "ann", "--json")
+
+    receipts = json.loads(result.stdout)
+    assert [receipt["task_id"] for receipt in receipts] == found
+    assert {receipt["request"]["requested_by"] for receipt in receipts} <= {"ann"}
+    assert result.exit_code == (0 if found else 1)
+
+
+@pytest.mark.parametrize("arguments", [(), ("some-id", "--task", "proj.index")])
+def test_abort_of_unclear_tasks(app: Celery, arguments: tuple[str, ...]) -> None:
+    """Nobody is asked without an id or a criterion, or with both."""
+    assert_one_line(run(app, "abort", *arguments), 2, "either by ids or by --task")
+
+
+def test_abort_by_what_celery_does_not_store(app: Celery) -> None:
+    """It says so, rather than finding nothing."""
+    result = run(app, "abort", "--task", "proj.index")
+    assert_one_line(result, 2, "result_extended")
+
+
+@pytest.mark.parametrize("before", ["yesterday", "-1s", "9999999d", "1 week", ""])
+def test_abort_before_what_is_no_moment(app: Celery, before: str) -> None:
+    """The error names the option and what it takes."""
+    result = run(app, "abort", "--before", before)
+    assert result.exit_code == 2
+    assert "'--before'" in result.stderr
+    assert "30min" in result.stderr
+
+
 def test_list(app: Celery, dsn: str) -> None:
     """The newest comes first, and what was settled can be left out."""
     for task_id in ("a", "b", "c"):

@@ -2,7 +2,8 @@
 
 from typing import assert_type
 
-from celery import Celery
+from celery import Celery, Signature, Task, group
+from celery.result import AsyncResult, GroupResult
 
 from aioabort import (
     AbortableAsyncResult,
@@ -56,3 +57,35 @@ async def use(task: AbortableTask[[str, int], bytes]) -> None:
         assert_type(ended.value, bytes | None)
     assert_type(task.AsyncResult("id"), AbortableAsyncResult[bytes])
     assert_type(task.apply_async(("a", 1), countdown=5), AbortableAsyncResult[bytes])
+
+
+async def publish(task: AbortableTask[[str, int], bytes], client: AbortClient) -> None:
+    assert_type(await task.adelay("a", 1), AbortableAsyncResult[bytes])
+    assert_type(await task.aapply_async(("a", 1)), AbortableAsyncResult[bytes])
+    sent = await client.apply_async(task, ("a", 1), countdown=5)
+    assert_type(sent, AbortableAsyncResult[bytes])
+    signature: Signature[bytes] = task.s("a", 1)
+    assert_type(await client.send(signature), AbortableAsyncResult[bytes])
+    assert_type(
+        await client.apply_async(signature, queue="q"), AbortableAsyncResult[bytes]
+    )
+    assert_type(await client.send(group([signature])), GroupResult)
+    assert_type(await client.apply_async(group([signature])), GroupResult)
+
+
+async def abort(
+    client: AbortClient,
+    result: AsyncResult[int],
+    members: GroupResult,
+    task: "Task[[], None]",
+) -> None:
+    assert_type(await client.abort("id", reason="why"), AbortReceipt)
+    assert_type(await client.abort(result), AbortReceipt)
+    assert_type(await client.abort(members), list[AbortReceipt])
+    assert_type(await client.abort(["a", "b"]), list[AbortReceipt])
+    assert_type(await client.abort(["a", result, members]), list[AbortReceipt])
+    assert_type(await client.abort(each for each in "ab"), list[AbortReceipt])
+    assert_type(await client.abort_where(task="index"), list[AbortReceipt])
+    assert_type(await client.abort_where(task=task, queue="q"), list[AbortReceipt])
+    receipt = await client.abort("id")
+    assert_type(receipt.before, tuple[AbortReceipt, ...])

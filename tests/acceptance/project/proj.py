@@ -20,6 +20,7 @@ import folder_broker  # noqa: F401 (makes the broker known to kombu)
 import interruptions
 import library  # noqa: F401 (registers its task)
 import pools
+import spans  # noqa: F401 (exports them where a test wants to see them)
 from celery import Celery, Task, current_task, signals
 from marks import note, until, wait_for
 

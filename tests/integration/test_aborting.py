@@ -1,0 +1,440 @@
+"""Aborting one and many: what is asked, what is answered, and what is refused.
+
+There is no worker here: a test stores results as a worker would.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from copy import copy
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from anyio import to_thread
+from celery import Celery, chain, chord, group, states
+from celery.exceptions import ImproperlyConfigured
+from celery.result import (
+    AsyncResult,
+    EagerResult,
+    GroupResult,
+    ResultSet,
+    result_from_tuple,
+)
+
+from aioabort import (
+    AbortableAsyncResult,
+    AbortableTask,
+    AbortClient,
+    AbortReceipt,
+    AioabortError,
+    InvalidRequest,
+    ResultsElsewhere,
+    StoreError,
+)
+from aioabort.postgres.store import Store
+
+Database: TypeAlias = "asyncpg.Connection[Any]"
+MakeApp = Callable[..., Celery]
+
+REQUESTS = "SELECT count(*) FROM aioabort_request"
+
+
+def new_ids(number: int) -> list[str]:
+    return [str(uuid4()) for _ in range(number)]
+
+
+async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
+    """Store a result as a worker does."""
+    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
+
+
+def bare(receipt: AbortReceipt) -> tuple[str, str]:
+    return receipt.task_id, receipt.answer
+
+
+@pytest.fixture
+def step(app: Celery) -> Callable[..., Any]:
+    """Makes signatures of a task that nobody runs."""
+
+    @app.task(base=AbortableTask, shared=False)
+    def step(number: int) -> int:
+        return number
+
+    signature: Callable[..., Any] = step.si
+    return signature
+
+
+async def test_one_receipt_for_one_and_a_list_for_many(
+    app: Celery, client: AbortClient
+) -> None:
+    """An id or a result is one; an iterable is many, also if it has but one item."""
+    one, two, three, four, five = new_ids(5)
+    assert bare(await client.abort(one)) == (one, "requested")
+    plain: AsyncResult[Any] = AsyncResult(two, app=app)
+    assert bare(await client.abort(plain)) == (two, "requested")
+    assert bare(await client.abort(client.result(three))) == (three, "requested")
+    for many in ([four], (four,), {four}, iter([four]), {four: None}.keys()):
+        [receipt] = await client.abort(many)
+        assert receipt.task_id == four
+    [receipt] = await client.abort(GroupResult("group", [AsyncResult(five, app=app)]))
+    assert bare(receipt) == (five, "requested")
+
+
+async def test_receipts_are_in_the_order_of_what_was_asked(
+    app: Celery, client: AbortClient
+) -> None:
+    """Ids, results, groups and groups of groups, with duplicates and all answers."""
+    ids = sorted(new_ids(8), reverse=True)
+    await client.abort(ids[1], reason="first", requested_by="alice")
+    await end(app, ids[2], "value", states.SUCCESS)
+    await end(app, ids[6], ValueError("x"), states.FAILURE)
+    results = [AsyncResult(task_id, app=app) for task_id in ids]
+    inner = GroupResult("inner", results[4:6])
+    outer: Any = GroupResult("outer", [results[3], inner])
+    receipts = await client.abort(
+        [ids[0], results[1], ids[2], outer, ResultSet([results[6]]), ids[0], ids[7]],
+        reason="second",
+        requested_by="bob",
+    )
+    assert [bare(receipt) for receipt in receipts] == [
+        (ids[0], "requested"),
+        (ids[1], "requested_before"),
+        (ids[2], "finished"),
+        (ids[3], "requested"),
+        (ids[4], "requested"),
+        (ids[5], "requested"),
+        (ids[6], "finished"),
+        (ids[0], "requested"),
+        (ids[7], "requested"),
+    ]
+    assert [receipt.state for receipt in receipts if receipt.state] == [
+        "SUCCESS",
+        "FAILURE",
+    ]
+    before = receipts[1].request
+    assert before is not None
+    assert (before.reason, before.requested_by) == ("first", "alice")
+    now = receipts[0].request
+    assert now is not None
+    assert (now.reason, now.requested_by) == ("second", "bob")
+    assert abs(datetime.now(UTC) - now.requested_at) < timedelta(minutes=5)
+
+
+async def test_a_hundred_thousand_ids(client: AbortClient, database: Database) -> None:
+    """All are asked, in order, while the loop serves others."""
+    ids = new_ids(100_000)
+    loop = asyncio.get_running_loop()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = loop.create_task(take_turns())
+    receipts = await client.abort(iter(ids), reason="tenant deleted")
+    others.cancel()
+    assert [receipt.task_id for receipt in receipts] == ids
+    assert {receipt.answer for receipt in receipts} == {"requested"}
+    assert await database.fetchval(REQUESTS) == len(ids)
+    # Between any two of a hundred statements, and of as many pieces of the list.
+    assert turns > 200
+
+
+@pytest.mark.parametrize("nothing", [[], (), set(), iter(())])
+async def test_nothing_to_abort_is_no_error(client: AbortClient, nothing: Any) -> None:
+    """An empty list has an empty list of receipts."""
+    assert await client.abort(nothing) == []
+    assert await client.abort(GroupResult("empty", [])) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (7, "named by its id or its result, not 7"),
+        (None, "not None"),
+        (b"id", "not b'id'"),
+        ({"task": "step"}, "not {'task': 'step'}"),
+        (["id", 7], "string that is not empty: 7"),
+        (["id", None], "None"),
+        (["id", ["nested"]], "nested"),
+        (["id", ""], "not empty"),
+        (["id", "0" * 156], "at most 155 characters"),
+        (["id", "a\0b"], "NUL"),
+        ([AsyncResult("0" * 156, app=Celery(set_as_current=False))], "at most 155"),
+    ],
+)
+async def test_what_is_no_task_is_refused_before_anything_is_requested(
+    client: AbortClient, database: Database, wrong: Any, message: str
+) -> None:
+    """One wrong item, and no statement is sent for those before it."""
+    with pytest.raises(InvalidRequest, match=message):
+        await client.abort(wrong)
+    if isinstance(wrong, list):
+        many = [*new_ids(2_500), *wrong]
+        with pytest.raises(InvalidRequest, match=message):
+            await client.abort(iter(many))
+    assert await database.fetchval(REQUESTS) == 0
+
+
+async def test_a_signature_is_no_result(
+    client: AbortClient, database: Database, step: Callable[..., Any]
+) -> None:
+    """Its keys are strings, which must not pass for ids."""
+    target: Any = step(1)
+    with pytest.raises(InvalidRequest, match="named by its id or its result"):
+        await client.abort(target)
+    assert await database.fetchval(REQUESTS) == 0
+
+
+async def test_eager_results_are_refused(
+    client: AbortClient, database: Database
+) -> None:
+    """A task that ran in this process cannot be asked: an error, no silence."""
+    eager: EagerResult[int] = EagerResult("id", 1, states.SUCCESS)
+    for target in (eager, ["other", eager], GroupResult("group", [eager])):
+        with pytest.raises(AioabortError, match="task_always_eager"):
+            await client.abort(target)
+    assert await database.fetchval(REQUESTS) == 0
+
+
+async def test_ids_that_were_never_published(
+    client: AbortClient, database: Database
+) -> None:
+    """Nobody can tell such an id from a queued task's: it is asked, and waits for it."""
+    receipts = await client.abort(["no", "such", "task"])
+    assert [receipt.answer for receipt in receipts] == ["requested"] * 3
+    assert await database.fetchval(REQUESTS) == 3
+
+
+async def test_a_later_grace_hastens_many(client: AbortClient) -> None:
+    """A grace applies to those that were asked before, too, and is never prolonged."""
+    urgent, calm, new = new_ids(3)
+    await client.abort(urgent, grace=1)
+    await client.abort(calm)
+    receipts = await client.abort([urgent, calm, new], grace=60)
+    assert [receipt.answer for receipt in receipts] == [
+        "requested_before",
+        "requested_before",
+        "requested",
+    ]
+    seconds = [
+        (receipt.request.kill_at - datetime.now(UTC)).total_seconds()
+        for receipt in receipts
+        if receipt.request is not None and receipt.request.kill_at is not None
+    ]
+    assert seconds == pytest.approx([1, 60, 60], abs=30)
+    assert seconds[0] < 10
+
+
+async def test_all_of_a_chain_is_aborted(
+    app: Celery, client: AbortClient, step: Callable[..., Any]
+) -> None:
+    """The last link's receipt is returned; those of the links before it are in it."""
+    result = await client.send(chain(step(1), step(2), step(3)))
+    first, second = result.parent.parent, result.parent  # type: ignore[union-attr]
+    await end(app, first.id, 1, states.SUCCESS)
+    receipt = await result.abort(reason="why")
+    assert bare(receipt) == (result.id, "requested")
+    assert [bare(each) for each in receipt.before] == [
+        (first.id, "finished"),
+        (second.id, "requested"),
+    ]
+
+
+async def test_all_of_a_chord_is_aborted(
+    client: AbortClient, step: Callable[..., Any]
+) -> None:
+    """The header, chains in it, and each task of the body."""
+    result = await client.send(
+        chord([chain(step(1), step(2)), step(3)], chain(step(4), step(5)))
+    )
+    receipt = await client.abort(result)
+    assert receipt.is_requested
+    assert len(receipt.before) == 4
+    assert all(each.is_requested for each in receipt.before)
+
+
+async def test_all_of_a_group_is_aborted(
+    client: AbortClient, step: Callable[..., Any]
+) -> None:
+    """A receipt for each member; what comes before the group comes before them all."""
+    result: Any = await client.send(
+        chain(step(1), group(step(2), chain(step(3), step(4))))
+    )
+    first = result.parent
+    receipts = await client.abort(result)
+    assert [bare(receipt) for receipt in receipts] == [
+        (member.id, "requested") for member in result
+    ]
+    assert [[each.task_id for each in receipt.before] for receipt in receipts] == [
+        [first.id],
+        [first.id, result[1].parent.id],
+    ]
+
+
+@pytest.mark.parametrize("way", ["saved", "tuple"])
+async def test_results_that_celery_restores_are_aborted_whole(
+    app: Celery,
+    client: AbortClient,
+    step: Callable[..., Any],
+    database: Database,
+    way: str,
+) -> None:
+    """Celery hands back plain results with their parents; that is all that is needed."""
+    sent = await client.send(group(chain(step(1), step(2)), step(3)))
+
+    def restored() -> Any:
+        if way == "saved":
+            sent.save()
+            return GroupResult.restore(sent.id, app=app)
+        return result_from_tuple(sent.as_tuple(), app)
+
+    result = await to_thread.run_sync(restored)
+    assert not isinstance(result[0], AbortableAsyncResult)
+    receipts = await client.abort(result)
+    assert [bare(receipt) for receipt in receipts] == [
+        (member.id, "requested") for member in sent
+    ]
+    assert await database.fetchval(REQUESTS) == 3
+
+
+async def test_a_chain_longer_than_the_stack_is_high(
+    app: Celery, client: AbortClient
+) -> None:
+    """Its results are walked, not recursed into."""
+    result: AsyncResult[Any] | None = None
+    for task_id in new_ids(3_000):
+        result = AsyncResult(task_id, app=app, parent=result)
+    assert result is not None
+    receipt = await client.abort(result)
+    assert len(receipt.before) == 2_999
+    assert all(each.is_requested for each in receipt.before)
+
+
+async def test_a_receipt_is_a_plain_fact(client: AbortClient) -> None:
+    """It is frozen, can be compared and hashed, and pickled."""
+    [task_id] = new_ids(1)
+    receipt = await client.abort(task_id, reason="why")
+    with pytest.raises(FrozenInstanceError):
+        receipt.answer = "finished"  # type: ignore[misc]
+    for other in (pickle.loads(pickle.dumps(receipt)), copy(receipt)):
+        assert other == receipt
+        assert hash(other) == hash(receipt)
+
+
+async def test_aborts_by_name_worker_queue_and_age(
+    app: Celery, client: AbortClient, database: Database
+) -> None:
+    """Found are the unfinished tasks that meet every criterion."""
+    app.conf.result_extended = True
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    rows = [
+        ("young", "STARTED", "index", "a@host", "fast", now),
+        ("old", "PROGRESS", "index", "a@host", "slow", now - 2 * hour),
+        ("retried", "RETRY", "index", "b@host", "fast", now - 2 * hour),
+        ("other", "STARTED", "resize", "a@host", "fast", now - 2 * hour),
+        ("done", "SUCCESS", "index", "a@host", "fast", now - 2 * hour),
+        ("failed", "FAILURE", "index", "a@host", "fast", now - 2 * hour),
+    ]
+    for number, row in enumerate(rows, 1_000):
+        await database.execute(
+            "INSERT INTO celery_taskmeta"
+            "(id, task_id, status, name, worker, queue, date_done)"
+            "VALUES ($1, $2, $3, $4, $5, $6, $7::timestamptz)",
+            number,
+            *row,
+        )
+
+    async def found(**criteria: Any) -> list[str]:
+        receipts = await client.abort_where(**criteria, reason="cleanup")
+        return [receipt.task_id for receipt in receipts]
+
+    assert await found(task="index") == ["old", "retried", "young"]
+    assert await found(task="index", before=now - hour) == ["old", "retried"]
+    assert await found(worker="a@host", queue="fast") == ["other", "young"]
+    assert await found(before=now - 3 * hour) == []
+    assert await found(task="unknown") == []
+
+    @app.task(base=AbortableTask, shared=False, name="index")
+    def index() -> None:
+        """Nothing."""
+
+    assert await found(task=index, worker="b@host") == ["retried"]
+    [receipt] = await client.abort_where(task="resize")
+    assert bare(receipt) == ("other", "requested_before")
+    assert receipt.request is not None
+    assert receipt.request.reason == "cleanup"
+
+
+async def test_a_task_without_a_result_that_has_ended_is_not_found(
+    client: AbortClient, store: Store
+) -> None:
+    """Its row says ABORTED for ever; that its request is settled says that it ended."""
+    requests = await store.request(["settled", "pending"])
+    await store.record_outcomes([requests["settled"]], ["returned"], [0.0])
+    future = datetime.now(UTC) + timedelta(hours=1)
+    receipts = await client.abort_where(before=future)
+    assert [receipt.task_id for receipt in receipts] == ["pending"]
+
+
+async def test_many_are_found_in_pieces(
+    app: Celery, client: AbortClient, database: Database
+) -> None:
+    """Each is found once, though each piece changes the table that is searched."""
+    app.conf.result_extended = True
+    await database.execute(
+        "INSERT INTO celery_taskmeta (id, task_id, status, name)"
+        "SELECT n, 'task ' || n, 'STARTED', 'index' FROM generate_series(1, 2500) AS n"
+    )
+    receipts = await client.abort_where(task="index")
+    assert len({receipt.task_id for receipt in receipts}) == len(receipts) == 2_500
+    assert {receipt.answer for receipt in receipts} == {"requested"}
+
+
+@pytest.mark.parametrize(
+    ("criteria", "message"),
+    [
+        ({}, "needs a criterion.*task, worker, queue, before"),
+        ({"task": None, "before": None}, "needs a criterion"),
+        ({"task": 7}, "task is a string"),
+        ({"queue": "a\0"}, "NUL"),
+        ({"before": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"before": 3_600}, "datetime with a time zone, not 3600"),
+        ({"before": datetime.now(UTC), "grace": -1}, "grace"),
+    ],
+)
+async def test_criteria_that_make_no_sense_are_refused(
+    client: AbortClient, criteria: Any, message: str
+) -> None:
+    """Above all, no criterion at all: that would abort everything."""
+    with pytest.raises(InvalidRequest, match=message):
+        await client.abort_where(**criteria)
+
+
+async def test_without_extended_results_the_error_says_so(
+    app: Celery, client: AbortClient, database: Database
+) -> None:
+    """Nothing would be found, so the setting of Celery's is named instead."""
+    with pytest.raises(ImproperlyConfigured, match="needs result_extended"):
+        await client.abort_where(task="index")
+    assert await client.abort_where(before=datetime.now(UTC)) == []
+    app.conf.result_extended = True
+    await database.execute("ALTER TABLE celery_taskmeta DROP COLUMN name")
+    with pytest.raises(StoreError, match=r"without result_extended.*name"):
+        await client.abort_where(task="index", worker="a@host")
+
+
+async def test_results_elsewhere_cannot_be_searched(dsn: str) -> None:
+    """Without Celery's table in PostgreSQL, there is nothing to find tasks by."""
+    app = Celery("t", broker="memory://", backend="cache+memory://")
+    app.conf.update(aioabort_dsn=dsn, result_backend_thread_safe=True)
+    async with AbortClient(app) as client:
+        with pytest.raises(ResultsElsewhere, match="abort_where"):
+            await client.abort_where(before=datetime.now(UTC))

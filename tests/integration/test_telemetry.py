@@ -1,0 +1,296 @@
+"""What OpenTelemetry is told, by its own SDK, and that nothing needs it."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from anyio import create_task_group, fail_after, sleep, to_thread
+from celery import Celery
+from celery.app.task import Context
+from opentelemetry import trace
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from aioabort import AbortClient
+from aioabort.postgres.store import Store
+from aioabort.worker.agent import agent_for, stop_agents
+from aioabort.worker.run import Run
+from tests.integration.conftest import Network
+
+MakeApp = Callable[..., Celery]
+
+Labels = dict[str, object]
+
+
+class Meters:
+    """What the metrics say, since the test began."""
+
+    def __init__(self, reader: InMemoryMetricReader) -> None:
+        self._reader = reader
+        self._before = self._read()
+
+    def value(self, name: str, **labels: object) -> float:
+        """Return a sum's or a gauge's value, or how often a histogram was recorded."""
+        key = (name, frozenset(labels.items()))
+        return self._read().get(key, 0) - self._before.get(key, 0)
+
+    async def becomes(self, name: str, value: float, **labels: object) -> None:
+        """Wait until the metric has *value*."""
+        with fail_after(10):
+            while self.value(name, **labels) != value:
+                await sleep(0.01)
+
+    def _read(self) -> dict[tuple[str, frozenset[Any]], float]:
+        data = self._reader.get_metrics_data()
+        return {
+            (metric.name, frozenset((point.attributes or {}).items())): (
+                getattr(point, "count", None) or getattr(point, "value", 0)
+            )
+            for resource in (data.resource_metrics if data is not None else ())
+            for scope in resource.scope_metrics
+            if scope.scope.name == "aioabort"
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        }
+
+
+@pytest.fixture
+def meters(reader: InMemoryMetricReader) -> Meters:
+    """The metrics of one test."""
+    return Meters(reader)
+
+
+class Spans:
+    """The spans of one test."""
+
+    def __init__(self, exporter: InMemorySpanExporter) -> None:
+        self._exporter = exporter
+        exporter.clear()
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Return those that have ended."""
+        return [s for s in self._exporter.get_finished_spans() if s.name == name]
+
+    async def one(self, name: str) -> ReadableSpan:
+        """Wait for the one of that name."""
+        with fail_after(10):
+            while not self.named(name):
+                await sleep(0.01)
+        [span] = self.named(name)
+        return span
+
+
+@pytest.fixture
+def spans(exporter: InMemorySpanExporter) -> Spans:
+    """The spans of one test."""
+    return Spans(exporter)
+
+
+@pytest.fixture(autouse=True)
+def no_agents() -> Iterator[None]:
+    """Each test starts agents of its own."""
+    yield
+    stop_agents()
+
+
+async def begin(app: Celery, task_id: str) -> Run:
+    """Begin a run as a pool's thread does."""
+
+    def start() -> Run:
+        run = Run(Context(id=task_id, hostname="worker@host"), agent_for(app))
+        run.supervisor.begin(run)
+        return run
+
+    return await to_thread.run_sync(start)
+
+
+def end(run: Run, state: str = "SUCCESS") -> None:
+    run.end(state)
+    run.supervisor.end(run)
+
+
+async def aborted(run: Run) -> None:
+    """Wait until *run* is aborted, without looking as a task does."""
+    with fail_after(10):
+        while not run.aborted:
+            await sleep(0.01)
+
+
+async def test_requests_are_counted(client: AbortClient, meters: Meters) -> None:
+    """New ones apart from those that changed nothing."""
+    await client.abort("a")
+    await client.abort("b")
+    await client.abort("a")
+
+    assert meters.value("aioabort.requests", new=True) == 2
+    assert meters.value("aioabort.requests", new=False) == 1
+
+
+async def test_an_abort_that_stops_its_task(
+    app: Celery, client: AbortClient, meters: Meters
+) -> None:
+    """The times to the notice and to the end are recorded, once."""
+    run = await begin(app, "a")
+    await client.abort("a")
+    await aborted(run)
+    assert run.is_aborted()
+    end(run)
+
+    await meters.becomes("aioabort.time_to_seen", 1)
+    await meters.becomes("aioabort.time_to_stop", 1, outcome="returned")
+    assert meters.value("aioabort.ignored") == 0
+
+
+async def test_an_abort_that_is_ignored(
+    app: Celery, client: AbortClient, meters: Meters
+) -> None:
+    """A task that never looked has a counter of its own: it is what one alarms on."""
+    run = await begin(app, "a")
+    await client.abort("a")
+    await aborted(run)
+    end(run)
+
+    await meters.becomes("aioabort.ignored", 1)
+    assert meters.value("aioabort.time_to_stop", outcome="too_late") == 1
+    assert meters.value("aioabort.time_to_seen") == 0
+
+
+@pytest.mark.parametrize("is_notified", [True, False])
+async def test_mode_of_the_worker(
+    dsn: str, make_app: MakeApp, reader: InMemoryMetricReader, is_notified: bool
+) -> None:
+    """A gauge says whether notifications arrive."""
+    app = make_app(dsn, aioabort_notify=is_notified)
+    await begin(app, "a")
+    # A gauge has no beginning.
+    now = Meters(reader)
+    now._before.clear()
+    assert now.value("aioabort.notified", side="worker") == is_notified
+
+
+async def test_outages_and_polls(
+    network: Network, make_app: MakeApp, meters: Meters
+) -> None:
+    """Each connection that fails is counted, and each look is timed."""
+    app = make_app(network.dsn, aioabort_poll_interval=0.1)
+    run = await begin(app, "a")
+    assert meters.value("aioabort.poll.duration", side="worker") >= 1
+    assert meters.value("aioabort.reconnects", user="aioabort worker") == 0
+
+    await network.cut()
+    with fail_after(10):
+        while meters.value("aioabort.reconnects", user="aioabort worker") < 2:
+            await sleep(0.01)
+    await network.mend()
+    end(run)
+
+
+async def test_waiters(client: AbortClient, meters: Meters) -> None:
+    """Those who wait are counted, and those who cease to are not."""
+    async with create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(client.wait, "a")
+        await meters.becomes("aioabort.waiters", 3)
+        await meters.becomes("aioabort.poll.duration", 1, side="client")
+        group.cancel_scope.cancel()
+
+    assert meters.value("aioabort.waiters") == 0
+
+
+async def test_one_trace(app: Celery, client: AbortClient, spans: Spans) -> None:
+    """The notice and the end are children of the request, which is in the user's trace.
+
+    Their times are the server's; what it keeps may be more exact, but is not later.
+    """
+    run = await begin(app, "a")
+    with trace.get_tracer("user").start_as_current_span("click") as click:
+        await client.abort("a")
+    await aborted(run)
+    assert run.is_aborted()
+    end(run)
+
+    stop = await spans.one("aioabort.stop")
+    [request], [notice] = (
+        spans.named("aioabort.request"),
+        spans.named("aioabort.notice"),
+    )
+    assert request.parent is not None
+    assert request.parent.span_id == click.get_span_context().span_id
+    assert request.attributes == {"aioabort.tasks": 1, "aioabort.task_id": "a"}
+    for span in (notice, stop):
+        assert span.parent is not None
+        assert span.parent.span_id == request.context.span_id
+        assert span.parent.trace_id == click.get_span_context().trace_id
+    assert (stop.attributes or {})["aioabort.outcome"] == "returned"
+
+    known = (await client.snapshot("a")).request
+    assert known is not None
+    assert known.seen_at is not None
+    seconds = (known.seen_at - known.requested_at).total_seconds()
+    assert notice.end_time is not None
+    assert notice.start_time is not None
+    measured = (notice.end_time - notice.start_time) / 1e9
+    assert seconds - 0.001 < measured < 10
+
+
+async def test_no_trace_where_there_is_none(
+    app: Celery, store: Store, meters: Meters, spans: Spans
+) -> None:
+    """A request by somebody without OpenTelemetry is measured, but not traced."""
+    run = await begin(app, "a")
+    await store.request(["a"])
+    await store._fetch("UPDATE aioabort_request SET traceparent = NULL")
+    await store.hint_workers(["a"])
+    await aborted(run)
+    end(run)
+
+    await meters.becomes("aioabort.ignored", 1)
+    assert spans.named("aioabort.stop") == []
+
+
+async def test_a_garbled_trace_harms_nothing(
+    app: Celery, store: Store, meters: Meters, spans: Spans
+) -> None:
+    """What cannot be read begins a trace of its own."""
+    run = await begin(app, "a")
+    await store.request(["a"])
+    await store._fetch("UPDATE aioabort_request SET traceparent = 'garbage'")
+    await store.hint_workers(["a"])
+    await aborted(run)
+    end(run)
+
+    await meters.becomes("aioabort.ignored", 1)
+    assert (await spans.one("aioabort.stop")).parent is None
+
+
+WITHOUT = """
+import sys
+sys.modules["opentelemetry"] = None  # as if it were not installed
+import asyncio
+from aioabort import AbortClient, telemetry
+from aioabort.producer.hub import Hub
+from celery import Celery
+
+async def main():
+    async with AbortClient(Celery("x", backend=sys.argv[1])) as client:
+        await client.abort("a")
+        try:
+            await client.wait("a", 0.01)
+        except TimeoutError:
+            print((await client.requests())[0].task_id)
+
+assert telemetry._instruments is None
+assert not hasattr(Hub.look_for_ends, "__wrapped__")
+asyncio.run(main())
+"""
+
+
+def test_without_opentelemetry(dsn: str, celery_url: Callable[[str], str]) -> None:
+    """Everything works, and nothing wraps the hot paths."""
+    output = subprocess.check_output(
+        [sys.executable, "-c", WITHOUT, celery_url(dsn)], text=True
+    )
+    assert output == "a\n"
