@@ -102,6 +102,7 @@ async def begin(app: Celery, task_id: str) -> Run:
     def start() -> Run:
         run = Run(Context(id=task_id, hostname="worker@host"), agent_for(app))
         run.supervisor.begin(run)
+        run.supervisor.wait_for_look(run)
         return run
 
     return await to_thread.run_sync(start)
