@@ -14,10 +14,10 @@ PAGES = {
 }
 
 #: Blocks in these languages are run, wherever they stand.
-RUN = {"console", "python", "sql"}
+RUN = {"console", "ini", "python", "sql"}
 
 _FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r"# (\w+\.py)\b(.*)")
+_FILE = re.compile(r"# (\w+\.(?:py|ini))\b(.*)")
 
 
 @dataclass(frozen=True)

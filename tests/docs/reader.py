@@ -21,6 +21,10 @@ from .pages import ROOT, Block, blocks_of
 
 #: Seconds that one command may take on a busy machine.
 BOUND = 60.0
+
+#: Seconds that a worker may take to stop when no task runs.
+STOP_BOUND = 20.0
+
 PAUSE = 0.01
 
 #: Where the broker is that is a folder.
@@ -114,12 +118,13 @@ class Reader:
         """Stop the worker, if there is one; return its log."""
         if self._worker is None:
             return ""
-        self._worker.send_signal(signal.SIGINT)
+        worker, self._worker = self._worker, None
+        worker.send_signal(signal.SIGINT)
         try:
-            self._worker.wait(BOUND)
+            worker.wait(STOP_BOUND)
         finally:
-            self._worker.kill()
-            self._worker = None
+            worker.kill()
+            worker.wait()
         return (self.folder / "worker.log").read_text()
 
     def unused(self) -> list[str]:
@@ -129,7 +134,8 @@ class Reader:
             *(
                 f"{self._page}: {name}"
                 for name in self.files
-                if not (self.folder / f"{name}.used").exists()
+                if name.endswith(".py")
+                and not (self.folder / f"{name}.used").exists()
             ),
         ]
 
@@ -138,8 +144,11 @@ class Reader:
             self.files[name] += text
         else:
             self.files[name] = text
-        # In the place of the comment with the name, so that line numbers are right.
-        self.give(name, re.sub("^# .*", NOTE_USE, self.files[name], count=1))
+        program = self.files[name]
+        if name.endswith(".py"):
+            # In the place of the comment, so that the numbers of lines are right.
+            program = re.sub("^# .*", NOTE_USE, program, count=1)
+        self.give(name, program)
 
     def _program(self, name: str, text: str) -> str:
         if name != "proj.py":

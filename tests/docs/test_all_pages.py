@@ -9,7 +9,7 @@ from .pages import PAGES, blocks_of
 
 TESTS = Path(__file__).parent
 
-_FENCE = re.compile(r"^\s*[`~:]{3,}\s*\{?(?:code-block\}? *)?(python|sql|console|pycon)")
+_FENCE = re.compile(r"^\s*[`~:]{3,}\s*\{?(?:code-block\}? *)?(python|sql|console|ini|pycon)")
 
 
 def pages_with_a_test() -> set[str]:
