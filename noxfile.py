@@ -77,4 +77,6 @@ def typing(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into build/docs; a warning is an error."""
     session.install(".", "pytest", *group("docs"))
-    session.run("sphinx-build", "-n", "-q", "-W", "docs", "build/docs", *session.posargs)
+    session.run(
+        "sphinx-build", "-n", "-q", "-W", "docs", "build/docs", *session.posargs
+    )

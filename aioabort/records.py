@@ -21,7 +21,12 @@ Outcome = Literal["aborted", "returned", "failed", "too_late", "killed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbortRequest:
-    """Who asked a task to stop, why and when, and what became of it."""
+    """Who asked a task to stop, why and when, and what became of it.
+
+    All moments are PostgreSQL's, with a time zone. ``kill_at``: when a grace is over,
+    if one was given. ``seen_at``: the task noticed, in the process ``seen_by`` (its
+    node and pid). ``outcome`` is None until a run has ended.
+    """
 
     task_id: str
     requested_at: datetime
@@ -121,8 +126,9 @@ class TaskSnapshot(Generic[R_co]):
     """A task as PostgreSQL had it at one moment.
 
     ``result`` is the value of a SUCCESS, the exception of a FAILURE, RETRY or REVOKED,
-    and the ``meta`` of a state of the task's own. ``is_aborted``: the task is being
-    aborted, or has ended by it; ``is_finished``: it has ended.
+    and the ``meta`` of a state of the task's own. ``date_done``, with a time zone, is
+    when Celery stored the state. ``is_aborted``: the task is being aborted, or has
+    ended by it; ``is_finished``: it has ended.
     """
 
     task_id: str

@@ -32,6 +32,9 @@ class AbortClient:
     Use it as ``async with AbortClient(app) as client``, or call ``open()`` and
     ``aclose()`` yourself. It may be opened in one asyncio task and closed in another.
     Raises ImproperlyConfigured if the app's configuration names no PostgreSQL.
+
+    Its methods raise ClientClosed unless it is open, StoreUnavailable while PostgreSQL
+    is away (but to wait goes on), and StoreError if it refuses.
     """
 
     def __init__(self, app: Celery) -> None:

@@ -110,8 +110,8 @@ class Reader:
             )
         deadline = time.monotonic() + BOUND
         while " ready." not in (said := log.read_text()):
-            is_late = time.monotonic() > deadline
-            assert self._worker.poll() is None and not is_late, said
+            assert self._worker.poll() is None, said
+            assert time.monotonic() < deadline, said
             time.sleep(PAUSE)
 
     def stop_worker(self) -> str:
@@ -134,8 +134,7 @@ class Reader:
             *(
                 f"{self._page}: {name}"
                 for name in self.files
-                if name.endswith(".py")
-                and not (self.folder / f"{name}.used").exists()
+                if name.endswith(".py") and not (self.folder / f"{name}.used").exists()
             ),
         ]
 

@@ -17,7 +17,6 @@ from aioabort.postgres.schema import schema_sql
 from aioabort.postgres.statements import Tables
 from aioabort.testing.postgres import throwaway_postgres
 from aioabort.threads import refuse_eventlet
-
 from tests.conftest import MakeApp
 
 from .pages import PAGES
@@ -100,7 +99,7 @@ def use_closed(app: Celery) -> None:
     asyncio.run(AbortClient(app).requests())
 
 
-def patch_eventlet(app: Celery) -> None:
+def patch_eventlet(_app: Celery) -> None:
     """Pretend that eventlet has patched this process."""
     patcher = ModuleType("eventlet.patcher")
     patcher.is_monkey_patched = lambda _: True
