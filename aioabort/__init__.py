@@ -9,10 +9,18 @@ from aioabort.exceptions import (
     StoreUnavailable,
     TaskAborted,
     WaitTimeout,
+    WrongLoop,
 )
 from aioabort.producer.client import AbortClient
+from aioabort.producer.installing import install
 from aioabort.producer.result import AbortableAsyncResult
-from aioabort.records import ABORTED, AbortReceipt, AbortRequest, TaskSnapshot
+from aioabort.records import (
+    ABORTED,
+    AbortReceipt,
+    AbortRequest,
+    ClientHealth,
+    TaskSnapshot,
+)
 from aioabort.task import AbortableTask
 from aioabort.worker.token import AbortToken, current_token
 
@@ -26,6 +34,7 @@ __all__ = [
     "AbortableTask",
     "AioabortError",
     "ClientClosed",
+    "ClientHealth",
     "InvalidRequest",
     "ResultsElsewhere",
     "StoreError",
@@ -33,5 +42,7 @@ __all__ = [
     "TaskAborted",
     "TaskSnapshot",
     "WaitTimeout",
+    "WrongLoop",
     "current_token",
+    "install",
 ]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from celery.exceptions import ImproperlyConfigured
 
@@ -79,6 +79,12 @@ class Dsn:
     url: str = field(repr=False)
     connect_timeout: float | None = None
     statement_cache_size: int | None = None
+
+    @property
+    def has_several_hosts(self) -> bool:
+        """Whether one of several servers is to be chosen."""
+        # Commas elsewhere, as in a password, are encoded.
+        return "," in urlsplit(self.url).netloc
 
     def __str__(self) -> str:
         """Return the URL without its passwords, for logs and errors."""

@@ -5,8 +5,9 @@ AioabortError
 ├── WaitTimeout          the task did not end in time (also TimeoutError)
 ├── InvalidRequest       a task id, reason or name that cannot be stored (also ValueError)
 ├── ClientClosed         a client used before it was opened or after it was closed
+├── WrongLoop            a client or a pool used on another event loop than its own
 ├── CoroutineCancelled   an async def task was cancelled, but not by an abort
-├── ResultsElsewhere     the result is not kept in PostgreSQL and cannot be awaited
+├── ResultsElsewhere     the result is kept where nobody can look it up (rpc://)
 └── StoreError           PostgreSQL refused: rights, a missing table, a wrong name
     └── StoreUnavailable PostgreSQL cannot be reached at present (also ConnectionError)
 
@@ -48,11 +49,16 @@ class TaskAborted(AioabortError, TaskRevokedError):
 
 
 class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
-    """The task did not end within the time given to ``wait()``; it may still run."""
+    """The task did not end within the time given to ``wait()``; it may still run.
 
-    def __init__(self, task_id: str, timeout: float, trouble: str = "") -> None:
+    Of a receipt's ``seen()``: the task did not notice its abort.
+    """
+
+    def __init__(
+        self, task_id: str, timeout: float, trouble: str = "", verb: str = "end"
+    ) -> None:
         super().__init__(
-            f"Task {task_id!r} did not end within {timeout:g} s"
+            f"Task {task_id!r} did not {verb} within {timeout:g} s"
             + (f", and PostgreSQL could not be asked: {trouble}" if trouble else "")
         )
         self.task_id = task_id
@@ -71,12 +77,16 @@ class ClientClosed(AioabortError, RuntimeError):
     """The client was used before it was opened or after it was closed."""
 
 
+class WrongLoop(AioabortError, RuntimeError):
+    """A client, or the pool it was given, was used on another loop than its own."""
+
+
 class CoroutineCancelled(AioabortError):
     """The coroutine of an ``async def`` task was cancelled, but not by an abort."""
 
 
 class ResultsElsewhere(AioabortError, NotImplementedError):
-    """The task's result is not kept in PostgreSQL, so it cannot be awaited here."""
+    """The task's result is kept where it cannot be looked up, or not at all."""
 
 
 class StoreError(AioabortError):

@@ -8,7 +8,9 @@ PostgreSQL's clock alone.
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Final
+from threading import Lock
+from typing import Final, Protocol
+from weakref import WeakSet
 
 from opentelemetry import metrics, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -27,6 +29,13 @@ BUCKETS: Final = (
 )
 
 TRACEPARENT: Final = "traceparent"
+
+
+class Hub(Protocol):
+    """Where tasks are awaited."""
+
+    #: How many wait there.
+    size: int
 
 
 class Instruments:
@@ -65,9 +74,16 @@ class Instruments:
         self._poll_duration = _seconds(
             meter, "aioabort.poll.duration", "One look at what is watched"
         )
-        self._waiters = meter.create_up_down_counter(
-            "aioabort.waiters", "{waiter}", "Who awaits a task at present"
+        # Asked for by whoever exports it: to count each of ten thousand would cost more
+        # than to wake them up.
+        meter.create_observable_up_down_counter(
+            "aioabort.waiters",
+            [self._count_waiters],
+            "{waiter}",
+            "Who awaits a task at present",
         )
+        self._hubs = WeakSet[Hub]()
+        self._lock = Lock()
 
     @contextmanager
     def requesting(self, task_ids: Sequence[str]) -> Generator[str | None]:
@@ -84,8 +100,10 @@ class Instruments:
 
     def requested(self, asked: int, new: int) -> None:
         """Count the requests for *asked* tasks, of which *new* are new."""
-        self._requests.add(new, {"new": True})
-        self._requests.add(asked - new, {"new": False})
+        if new:
+            self._requests.add(new, {"new": True})
+        if asked > new:
+            self._requests.add(asked - new, {"new": False})
 
     def seen(self, stages: Iterable[Stage]) -> None:
         """Record that tasks noticed their requests."""
@@ -114,9 +132,15 @@ class Instruments:
         """Record how long a look took."""
         self._poll_duration.record(seconds, {"side": side})
 
-    def waiting(self, change: int) -> None:
-        """Count those who begin to wait (1) or cease to (-1)."""
-        self._waiters.add(change)
+    def waiting_at(self, hub: Hub) -> None:
+        """Count those who wait at *hub*, as long as it exists."""
+        with self._lock:
+            self._hubs.add(hub)
+
+    def _count_waiters(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        with self._lock:
+            hubs = list(self._hubs)
+        return [metrics.Observation(sum(hub.size for hub in hubs))]
 
     def _trace(self, name: str, stage: Stage) -> None:
         """Add a span that begins with the request; none if that was not traced."""

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Never
 
 from anyio import sleep
@@ -19,7 +20,11 @@ class Connectivity:
     """Whether PostgreSQL answers; one warning an outage, one line when it is over."""
 
     def __init__(self, user: str, longest_delay: float) -> None:
+        self.server: str = "PostgreSQL"
         self.trouble: StoreError | None = None
+        #: The latest trouble, also when it is over, and when it was, by time.monotonic.
+        self.last_error: StoreError | None = None
+        self.last_error_at: float = 0.0
         self._user = user
         self._longest_delay = max(FIRST_DELAY, longest_delay)
         self._delay = FIRST_DELAY
@@ -27,7 +32,7 @@ class Connectivity:
     def recovered(self) -> None:
         """Note that statements succeed."""
         if self.trouble is not None:
-            logger.info("%s: PostgreSQL answers again", self._user)
+            logger.info("%s: %s answers again", self._user, self.server)
         self.trouble = None
         self._delay = FIRST_DELAY
 
@@ -35,7 +40,8 @@ class Connectivity:
         """Note that a statement or the connection failed."""
         if self.trouble is None:
             logger.warning("%s: %s; trying again until it answers", self._user, error)
-        self.trouble = error
+        self.trouble = self.last_error = error
+        self.last_error_at = monotonic()
         telemetry.reconnecting(self._user)
 
     def next_delay(self) -> float:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from aioabort.records import Stage
 
@@ -14,6 +14,9 @@ except ImportError:
     _instruments = None
 else:
     _instruments = Instruments()
+
+if TYPE_CHECKING:
+    from aioabort.instruments import Hub
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,10 +59,10 @@ def reconnecting(user: str) -> None:
         _instruments.reconnecting(user)
 
 
-def waiting(change: int) -> None:
-    """Count those who begin to await a task (1) or cease to (-1)."""
+def waiting_at(hub: "Hub") -> None:
+    """Count those who wait at *hub*, whenever that is asked for."""
     if _instruments is not None:
-        _instruments.waiting(change)
+        _instruments.waiting_at(hub)
 
 
 def timed(

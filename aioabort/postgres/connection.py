@@ -1,16 +1,18 @@
 """Connections: how one is opened and closed, and statements one at a time on it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
 
 import asyncpg
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope
 
 from aioabort.dsn import Dsn
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.statements import PING
+from aioabort.postgres.statements import SERVER_PID
 
 CONNECT_TIMEOUT = 10.0
 
@@ -18,6 +20,8 @@ CONNECT_TIMEOUT = 10.0
 STATEMENT_TIMEOUT = 10.0
 
 CLOSE_TIMEOUT = 1.0
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Executor(Protocol):
@@ -35,8 +39,10 @@ class Executor(Protocol):
 class Link:
     """One connection; statements queue up for it instead of colliding."""
 
-    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    def __init__(self, connection: "Connection", *, is_pooled: bool) -> None:
         self.connection = connection
+        #: A pooler stands before the server: LISTEN may be in vain.
+        self.is_pooled = is_pooled
         self._turn = asyncio.Lock()
 
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
@@ -49,6 +55,16 @@ class Link:
         async with self._turn:
             return await self.connection.execute(query, *args)
 
+    async def listen(self, channel: str, callback: Callable[..., None]) -> None:
+        """Have *callback* called with what comes; once, also if this is called twice."""
+        async with self._turn:
+            await self.connection.add_listener(channel, callback)
+
+    async def unlisten(self, channel: str, callback: Callable[..., None]) -> None:
+        """Have *callback* called no more."""
+        async with self._turn:
+            await self.connection.remove_listener(channel, callback)
+
 
 @asynccontextmanager
 async def connect(dsn: Dsn) -> AsyncGenerator[Link]:
@@ -58,40 +74,54 @@ async def connect(dsn: Dsn) -> AsyncGenerator[Link]:
     refuses.
     """
     with driver_errors():
-        connection = await asyncpg.connect(**_arguments(dsn))
+        connection, is_pooled = await new_connection(dsn)
     try:
-        yield Link(connection)
+        yield Link(connection, is_pooled=is_pooled)
     finally:
-        # The scope around us may be cancelled already, and a connection that is not
-        # closed keeps its backend until the server finds out.
-        with CancelScope(shield=True):
-            try:
-                await connection.close(timeout=CLOSE_TIMEOUT)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                connection.terminate()
+        await _close(connection)
 
 
-@asynccontextmanager
-async def open_pool(
-    dsn: Dsn, max_size: int
-) -> AsyncGenerator["asyncpg.Pool[asyncpg.Record]"]:
-    """Open a pool for the time of the block, and make sure that it connects.
+async def new_connection(dsn: Dsn) -> tuple["Connection", bool]:
+    """Return a connection, and whether a pooler stands before the server.
 
-    Raises StoreUnavailable when the server cannot be reached, and StoreError when it
-    refuses.
+    Prepared statements are kept only where none does: behind it, the next statement may
+    meet another server connection, which knows nothing of them.
     """
-    with driver_errors():
-        pool = await asyncpg.create_pool(
-            min_size=0, max_size=max_size, **_arguments(dsn)
-        )
+    connection = await asyncpg.connect(**_arguments(dsn))
     try:
-        with driver_errors():
-            await pool.fetch(PING)
-        yield pool
-    finally:
-        with CancelScope(shield=True), move_on_after(CLOSE_TIMEOUT):
-            await pool.close()
-        pool.terminate()
+        is_pooled = await _is_pooled(connection)
+    except BaseException:
+        await _close(connection)
+        raise
+    if not is_pooled or dsn.statement_cache_size is not None:
+        return connection, is_pooled
+    await _close(connection)
+    return await new_connection(replace(dsn, statement_cache_size=0))
+
+
+async def _is_pooled(connection: "Connection") -> bool:
+    """Whether the server's pid is not the one that answered the connection.
+
+    A pooler answers with a pid of its own making.
+    """
+    pid = bytearray()
+
+    async def read(data: bytes) -> None:
+        pid.extend(data)
+
+    # By COPY, which needs no prepared statement: those are what a pooler may lose.
+    await connection.copy_from_query(SERVER_PID, output=read)
+    return int(pid) != connection.get_server_pid()
+
+
+async def _close(connection: "Connection") -> None:
+    # The scope around us may be cancelled already, and a connection that is not closed
+    # keeps its backend until the server finds out.
+    with CancelScope(shield=True):
+        try:
+            await connection.close(timeout=CLOSE_TIMEOUT)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
 
 
 def _arguments(dsn: Dsn) -> dict[str, Any]:
@@ -104,4 +134,10 @@ def _arguments(dsn: Dsn) -> dict[str, Any]:
         arguments["server_settings"] = {"application_name": "aioabort"}
     if dsn.statement_cache_size is not None:
         arguments["statement_cache_size"] = dsn.statement_cache_size
+    is_chosen = (
+        "target_session_attrs=" in dsn.url or "PGTARGETSESSIONATTRS" in os.environ
+    )
+    if dsn.has_several_hosts and not is_chosen:
+        # A standby takes neither a request nor a LISTEN.
+        arguments["target_session_attrs"] = "read-write"
     return arguments

@@ -1,6 +1,7 @@
 """What a notification carries: which ids to look at. Never the truth, only a hint."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 
 from aioabort.postgres.statements import Tables
@@ -10,6 +11,9 @@ LONGEST_PAYLOAD = 7_900
 
 VERSION = "1:"
 EVERYTHING = VERSION + "*"
+
+#: An id that fits into a payload, among others.
+_NAMEABLE = re.compile(r"[\x01-\x2b\x2d-\x7f]{0,155}")
 
 
 def request_channel(tables: Tables) -> str:
@@ -32,7 +36,7 @@ def encode_hints(task_ids: Iterable[str]) -> Iterator[str]:
     """Yield payloads that name *task_ids*, or one that says "look at everything"."""
     payload = VERSION
     for task_id in task_ids:
-        if "," in task_id or not task_id.isascii():
+        if not _NAMEABLE.fullmatch(task_id):
             yield EVERYTHING
             return
         if len(payload) + len(task_id) + 1 > LONGEST_PAYLOAD:

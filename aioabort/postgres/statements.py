@@ -83,7 +83,9 @@ OBSERVE_ALONE: Final = """
     -- $1 task ids
     SELECT task_id, NULL AS status, requested_at, reason, requested_by, kill_at,
            extract(epoch FROM kill_at - clock_timestamp())::float8 AS kill_in,
-           seen_at, seen_by, outcome, outcome_at
+           seen_at, seen_by, outcome, outcome_at,
+           outcome = 'killed'
+               AND outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
     FROM {request}
     WHERE task_id = ANY($1::text[])
 """
@@ -116,6 +118,16 @@ RECORD_OUTCOME: Final = """
         AND r.outcome IS NULL
     RETURNING r.task_id, r.outcome, n.age AS ago, r.traceparent,
         extract(epoch FROM r.outcome_at - r.requested_at)::float8 AS after
+"""
+
+# STARTED or a state of the task's own has been written over ABORTED, and nothing will be
+# written over that: whoever awaits the task would take it for one that runs.
+GIVE_UP_RESULTS: Final = """
+    -- $1 task ids
+    UPDATE {task}
+    SET status = 'ABORTED'
+    WHERE task_id = ANY($1::text[])
+        AND status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED', 'ABORTED')
 """
 
 # A request may be made more urgent, never less.
@@ -165,29 +177,37 @@ CLAIM_OVERDUE: Final = """
 """
 
 # Celery's column has no time zone: what it stores is in that of the server's sessions.
-SNAPSHOT: Final = """
-    -- $1 task ids
+_ROWS: Final = """
     SELECT ids.task_id, t.status, t.result, t.traceback,
            t.date_done::timestamptz AS date_done,
            r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
-           r.seen_at, r.seen_by, r.outcome, r.outcome_at
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at,
+           r.outcome = 'killed'
+               AND r.outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
     LEFT JOIN {request} AS r ON r.task_id = ids.task_id
 """
 
-FINISHED: Final = (
-    SNAPSHOT
-    + """
+SNAPSHOT: Final = f"""
+    -- $1 task ids
+    {_ROWS}
+"""
+
+# Of the tasks that are only awaited, no row is sent before it has ended.
+LOOK: Final = f"""
+    -- $1 ids of tasks that are awaited, $2 ids of tasks whose every change matters
+    {_ROWS}
     WHERE t.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
         OR (r.outcome IS NOT NULL
             AND coalesce(t.status, 'PENDING') IN ('PENDING', 'ABORTED'))
         -- About to end: its worker stores REVOKED, and tells nobody.
         OR (r.outcome = 'killed'
             AND r.outcome_at > clock_timestamp() - interval '10 seconds')
+    UNION ALL
+    {_ROWS.replace("$1", "$2")}
 """
-)
 
 LIST_REQUESTS: Final = """
     -- $1 rows at most, $2 whether only those that are pending
@@ -249,6 +269,10 @@ NOTIFY: Final = """
     -- $1 channel, $2 payloads
     SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload
 """
+
+# A queue of notifications that was full stays full, although everybody has read them,
+# until somebody asks how full it is.
+TRIM_QUEUE: Final = "SELECT pg_notification_queue_usage()"
 
 TABLES_EXIST: Final = """
     -- $1 our table, $2 Celery's

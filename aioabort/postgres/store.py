@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from aioabort import telemetry
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
@@ -67,9 +67,10 @@ class Store:
         self._snapshot = tables.fill(
             statements.SNAPSHOT if self.has_results else statements.OBSERVE_ALONE
         )
-        self._finished = tables.fill(statements.FINISHED)
+        self._look = tables.fill(statements.LOOK)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+        self._give_up_results = tables.fill(statements.GIVE_UP_RESULTS)
         self._hasten = tables.fill(statements.HASTEN)
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
         self._waive_kill = tables.fill(statements.WAIVE_KILL)
@@ -132,9 +133,14 @@ class Store:
         """Return the rows of the tasks; one never heard of has neither state nor request."""
         return await self._rows(self._snapshot, task_ids)
 
-    async def finished(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
-        """Return the rows of those tasks that have ended, or are being killed."""
-        return await self._rows(self._finished, task_ids)
+    async def look(
+        self, task_ids: Sequence[str], closely: Sequence[str]
+    ) -> dict[str, TaskRow]:
+        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+
+        The two have no id in common.
+        """
+        return await self._rows(self._look, task_ids, closely)
 
     async def record_seen(
         self, requests: Sequence[AbortRequest], ages: Sequence[float], seen_by: str
@@ -180,6 +186,11 @@ class Store:
         """
         return await self._requests(self._hasten, task_ids, grace)
 
+    async def give_up_results(self, task_ids: Sequence[str]) -> None:
+        """Have the outcomes of the tasks' requests tell that they have ended."""
+        if self.has_results:
+            await self._fetch(self._give_up_results, task_ids)
+
     async def claim_kill(self, request: AbortRequest) -> list[Stage]:
         """Settle the request as killed; return nothing if that is not ours to do."""
         return _to_stages(
@@ -217,17 +228,25 @@ class Store:
     async def _hint(self, channel: str, task_ids: Iterable[str]) -> None:
         # Always a transaction of its own: a NOTIFY in a transaction that writes makes
         # every such commit of the cluster wait for the one before it.
-        if self._notify:
-            await self._fetch(statements.NOTIFY, channel, [*encode_hints(task_ids)])
+        if not self._notify:
+            return
+        payloads = [*encode_hints(task_ids)]
+        try:
+            await self._fetch(statements.NOTIFY, channel, payloads)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            await self._fetch(statements.TRIM_QUEUE)
+            await self._fetch(statements.NOTIFY, channel, payloads)
 
     async def _requests(self, statement: str, *args: Any) -> dict[str, AbortRequest]:
         rows = await self._fetch(statement, *args)
         return {row["task_id"]: _to_request(row) for row in rows}
 
     async def _rows(
-        self, statement: str, task_ids: Sequence[str]
+        self, statement: str, *task_ids: Sequence[str]
     ) -> dict[str, TaskRow]:
-        rows = await self._fetch(statement, task_ids)
+        rows = await self._fetch(statement, *task_ids)
         return {row["task_id"]: _to_row(row) for row in rows}
 
     async def _fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
@@ -262,4 +281,5 @@ def _to_row(row: asyncpg.Record) -> TaskRow:
         date_done=row.get("date_done"),
         request=None if row["requested_at"] is None else _to_request(row),
         kill_in=row["kill_in"],
+        is_ending=bool(row.get("is_ending")),
     )

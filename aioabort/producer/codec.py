@@ -1,11 +1,12 @@
 """From Celery's row to a snapshot, by the rules of the Celery that is installed."""
 
 import pickle
-from typing import Any
+from typing import Any, cast
 
 from celery import states
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import ChordError, TaskRevokedError
 
+from aioabort.exceptions import TaskAborted
 from aioabort.records import TaskRow, TaskSnapshot
 
 
@@ -60,9 +61,30 @@ def value_of(snapshot: TaskSnapshot[Any]) -> Any:
     return None
 
 
+def has_stopped(snapshot: TaskSnapshot[Any]) -> bool:
+    """Whether an abort, of this task or of one before it, is stored as its end."""
+    # A task that fails by another's abort has an error like others.
+    is_revoked = snapshot.state == states.REVOKED
+    return is_revoked and isinstance(snapshot.result, TaskAborted)
+
+
+def never_began(snapshot: TaskSnapshot[Any]) -> bool:
+    """Whether an abort of what was to come before the task has ended it.
+
+    Of the body of a chord, whose header was aborted, Celery says so in words only.
+    """
+    error: Any = snapshot.result
+    if isinstance(error, ChordError):
+        return TaskAborted.__name__ in str(error)
+    return has_stopped(snapshot) and error.task_id != snapshot.task_id
+
+
 def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
-    if snapshot.request is not None and snapshot.request.outcome == "killed":
-        return snapshot.request.error()
-    if isinstance(snapshot.result, BaseException):
-        return snapshot.result
+    error, request = snapshot.result, snapshot.request
+    if has_stopped(snapshot):
+        return cast("TaskAborted", error)
+    if request is not None and (request.outcome == "killed" or never_began(snapshot)):
+        return request.error()
+    if isinstance(error, BaseException):
+        return error
     return TaskRevokedError(f"Task {snapshot.task_id!r} ended as {snapshot.state}")

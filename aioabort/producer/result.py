@@ -1,6 +1,8 @@
 """The result of a task that can be aborted and awaited."""
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery, states
@@ -8,7 +10,9 @@ from celery.result import ResultBase
 
 from aioabort.exceptions import TaskAborted
 from aioabort.generics import GenericAsyncResult, GenericEagerResult, R_co
-from aioabort.records import AbortReceipt, TaskSnapshot
+from aioabort.producer.cancelling import REASON, aborting_on_cancel
+from aioabort.producer.limits import check_text
+from aioabort.records import AbortReceipt, TaskRow, TaskSnapshot
 
 if TYPE_CHECKING:
     from aioabort.producer.client import AbortClient
@@ -25,6 +29,8 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
     one that is opened for the running loop at first use and closed with the loop.
     """
 
+    #: How the task ended, if ``as_completed()`` has found out; an error if it could not.
+    end: TaskRow | Exception | None = None
     _backend: Any
 
     def __init__(
@@ -61,16 +67,27 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         return self.wait().__await__()
 
     async def wait(  # type: ignore[override]
-        self, timeout: float | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        abort_on_cancel: bool = False,
+        reason: str | None = None,
     ) -> R_co:
         """Return the task's value when it has ended, or raise the error that ended it.
 
         Raises TaskAborted if it was aborted, and WaitTimeout (a TimeoutError) after
         *timeout* seconds; the task goes on then. While PostgreSQL is away, it goes on
         waiting.
+
+        With *abort_on_cancel*, a wait that is cancelled has the task asked to stop, for
+        *reason*, and is held up by that for 5 seconds at most.
         """
+        if abort_on_cancel:
+            check_text("reason", reason)
+            async with aborting_on_cancel(partial(self.abort, reason=reason or REASON)):
+                return await self.wait(timeout)
         client = await self._open_client()
-        value: R_co = await client.wait(self.id, timeout)
+        value: R_co = await client.wait(self, timeout)
         return value
 
     async def abort(
@@ -102,6 +119,18 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         client = await self._open_client()
         return await client.snapshot(self.id)
 
+    async def watch(self) -> AsyncGenerator[TaskSnapshot[R_co]]:
+        """Yield what is known of the task now, and again after each change until it ends.
+
+        States that follow each other closely may be passed over: the latest is what
+        counts. The states before the end are as old as the poll interval at most.
+        While PostgreSQL is away, it goes on waiting.
+        """
+        client = await self._open_client()
+        async with aclosing(client.watch(self.id)) as snapshots:
+            async for snapshot in snapshots:
+                yield snapshot
+
     async def _open_client(self) -> "AbortClient":
         # Not at import: clients make results, too.
         from aioabort.producer.shared import client_of_running_loop  # noqa: PLC0415
@@ -117,7 +146,7 @@ class AbortableEagerResult(  # pyright: ignore[reportIncompatibleMethodOverride]
     _backend: Any = None
 
     async def wait(  # type: ignore[override]
-        self, timeout: float | None = None
+        self, timeout: float | None = None, **_: object
     ) -> R_co:
         """Return the task's value, or raise the error that ended it."""
         del timeout
@@ -143,3 +172,7 @@ class AbortableEagerResult(  # pyright: ignore[reportIncompatibleMethodOverride]
             is_finished=True,
             is_aborted=await self.is_aborted(),
         )
+
+    async def watch(self) -> AsyncGenerator[TaskSnapshot[R_co]]:
+        """Yield how the task ended."""
+        yield await self.snapshot()

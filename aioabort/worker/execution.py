@@ -12,6 +12,7 @@ import inspect
 import logging
 from asyncio import iscoroutine
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, cast
 
 from celery import signals, states
@@ -19,6 +20,7 @@ from celery.app.task import Context, Task
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort.exceptions import TaskAborted
+from aioabort.records import is_storable
 from aioabort.signals import task_aborted
 from aioabort.worker import token
 from aioabort.worker.agent import agent_for
@@ -28,6 +30,9 @@ from aioabort.worker.interrupt import interruption
 from aioabort.worker.run import Run
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+#: The run of this thread that has just ended, if its end told nothing of a request.
+_unsettled: ContextVar[Run | None] = ContextVar("aioabort_unsettled", default=None)
 
 
 def make_abortable(cls: type["Task[..., Any]"]) -> None:
@@ -161,6 +166,10 @@ def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
     """Return a run that PostgreSQL is asked about; None for one that cannot be."""
     if request.is_eager:
         return None
+    if not is_storable(request.id or ""):
+        # Every look at all that runs here would fail for the sake of this one.
+        _warn_once("PostgreSQL cannot hold the id of one of them")
+        return None
     try:
         agent = agent_for(task.app)
     except ImproperlyConfigured as error:
@@ -191,11 +200,23 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
         token.current.set(run.outer)
         run.end(state)
         run.supervisor.end(run)
+        _unsettled.set(run if run.outcome is None else None)
         if run.aborted and run.outcome is not None:
             task_aborted.send(
                 sender, task_id=task_id, request=run.request, outcome=run.outcome
             )
 
 
+def _end_internally(task_id: str, **_: object) -> None:
+    """Settle the run whose end Celery could not store; nobody will run it again."""
+    run = _unsettled.get()
+    if run is not None and run.task_id == task_id:
+        _unsettled.set(None)
+        run.is_lost = True
+        run.end(states.FAILURE)
+        run.supervisor.begin(run)
+
+
+signals.task_internal_error.connect(_end_internally, weak=False)
 signals.task_prerun.connect(_begin_early, weak=False)
 signals.task_postrun.connect(_end, weak=False)

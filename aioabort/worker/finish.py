@@ -5,6 +5,7 @@ bare Ignore would leave the task STARTED.
 """
 
 import logging
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from celery import Task, states
@@ -12,6 +13,7 @@ from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from aioabort.exceptions import TaskAborted
+from aioabort.worker.outlast import outlast
 from aioabort.worker.run import Run
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -33,13 +35,15 @@ def finish_aborted(
     Without a *run*, the task runs eagerly.
     """
     if run is None or run.state not in states.READY_STATES:
-        task.backend.mark_as_failure(
+        store = partial(
+            task.backend.mark_as_failure,
             request.id or "",
             error,
             request=request,
             state=states.REVOKED,
             store_result=_stores_result(task, request, run),
         )
+        outlast(task.backend, request.id or "", store)
     if run is not None:
         run.honoured = True
     _after_return(task, request, error)

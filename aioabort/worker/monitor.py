@@ -16,14 +16,14 @@ from aioabort import telemetry
 from aioabort.exceptions import StoreUnavailable
 from aioabort.postgres.connection import Link, connect
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.listener import listen, until_lost
+from aioabort.postgres.listener import keep_listening, until_lost
 from aioabort.postgres.store import Store, open_store
 from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import TaskRow
 from aioabort.settings import Settings
 from aioabort.switching import switching_soon
 from aioabort.threads import one_wake_up
-from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher
+from aioabort.watcher import SLOWER_WHEN_NOTIFIED, Watcher, steady
 from aioabort.worker.kills import Kills
 from aioabort.worker.reports import Reports
 from aioabort.worker.run import Run
@@ -45,7 +45,7 @@ class Monitor:
         self._store: Store | None = None
         self._connected = asyncio.Event()
         self._connectivity = Connectivity("aioabort worker", settings.poll_interval)
-        self._watcher = Watcher(settings.poll_interval)
+        self._watcher = Watcher(steady(settings.poll_interval))
         self._reports = Reports()
         self._runs: dict[str, list[Run]] = {}
 
@@ -105,7 +105,6 @@ class Monitor:
         """Work over one connection, until it is lost."""
         async with connect(self._settings.listen_dsn) as link:
             store = await open_store(link, self._settings)
-            self._watcher.pace(await self._listen(link, store))
             # Shows missing rights now, rather than at the first task.
             await store.observe([])
             self._store = store
@@ -113,21 +112,34 @@ class Monitor:
             self._connectivity.recovered()
             async with create_task_group() as group:
                 group.start_soon(until_lost, link)
+                group.start_soon(self._listen, link, store)
                 group.start_soon(self._watcher.run, partial(self._look, store))
                 group.start_soon(self._reports.keep_sending, store)
                 group.start_soon(self._kills.keep_killing, store, self._runs)
 
-    async def _listen(self, link: Link, store: Store) -> float:
-        """Listen if that is possible, and return the poll interval that is right then."""
-        interval = self._settings.poll_interval
-        if not self._settings.notify:
-            return interval
-        refusal = await listen(link, store.request_channel, self._watcher.on_hint)
+    async def _listen(self, link: Link, store: Store) -> None:
+        """Listen if that is possible; until then and otherwise, poll more often."""
+        telemetry.mode("worker", "poll")
+        if self._settings.notify:
+            on_hint = self._watcher.on_hint
+            await keep_listening(
+                link,
+                self._settings.listen_dsn,
+                store.request_channel,
+                on_hint,
+                self._on_listening,
+            )
+
+    def _on_listening(self, refusal: str | None) -> None:
         telemetry.mode("worker", "notify" if refusal is None else "poll")
-        if refusal is not None:
+        interval = self._settings.poll_interval
+        if refusal is None:
+            interval *= SLOWER_WHEN_NOTIFIED
+        else:
             logger.info("aioabort worker: polling only, as %s", refusal)
-            return interval
-        return interval * SLOWER_WHEN_NOTIFIED
+        self._watcher.pace(steady(interval))
+        # Whatever was requested before we listened sent its notification to nobody.
+        self._watcher.hint_all()
 
     def _on_lost(self) -> None:
         telemetry.mode("worker", "poll")
@@ -164,6 +176,8 @@ class Monitor:
         request = row.request if row is not None else None
         if run.outcome is not None and request is not None and request.is_pending:
             self._reports.outcome(request, run.outcome, run.ended_at)
+            if run.is_lost:
+                self._reports.lost(run.task_id)
         self._forget(run)
 
     def _forget(self, run: Run) -> None:

@@ -28,6 +28,7 @@ class Reports:
         self._seen: dict[RequestKey, tuple[AbortRequest, Run]] = {}
         self._outcomes: dict[RequestKey, tuple[AbortRequest, Outcome, float]] = {}
         self._done: dict[str, None] = {}
+        self._lost: dict[str, None] = {}
         self._waiting = asyncio.Event()
 
     def seen(self, run: Run) -> None:
@@ -39,6 +40,11 @@ class Reports:
     def outcome(self, request: AbortRequest, outcome: Outcome, moment: float) -> None:
         """Have it recorded how the task ended, at *moment* of the monotonic clock."""
         self._outcomes[_key(request)] = (request, outcome, moment)
+        self._waiting.set()
+
+    def lost(self, task_id: str) -> None:
+        """Have those who await the task not wait for the result, which Celery lost."""
+        self._lost[task_id] = None
         self._waiting.set()
 
     def done(self, task_id: str) -> None:
@@ -58,6 +64,7 @@ class Reports:
         self._waiting.clear()
         try:
             await self._send_seen(store)
+            await self._send_lost(store)
             await self._send_outcomes(store)
         except StoreUnavailable:
             raise
@@ -66,6 +73,7 @@ class Reports:
             logger.warning("aioabort worker: cannot record requests: %s", error)
             self._seen.clear()
             self._outcomes.clear()
+            self._lost.clear()
         await self._send_done(store)
 
     async def _send_seen(self, store: Store) -> None:
@@ -78,6 +86,8 @@ class Reports:
             )
             telemetry.seen(recorded)
             _discard(self._seen, seen)
+            # Who holds the receipt of a request may wait for this.
+            self._done.update(dict.fromkeys(task_id for task_id, _ in seen))
 
     async def _send_outcomes(self, store: Store) -> None:
         if outcomes := self._outcomes.copy():
@@ -92,9 +102,20 @@ class Reports:
             # A task that stores no result is known to have ended by its outcome only.
             self._done.update(dict.fromkeys(task_id for task_id, _ in outcomes))
 
+    async def _send_lost(self, store: Store) -> None:
+        if lost := self._lost.copy():
+            await store.give_up_results([*lost])
+            _discard(self._lost, lost)
+
     async def _send_done(self, store: Store) -> None:
         if done := self._done.copy():
-            await store.hint_clients(done)
+            try:
+                await store.hint_clients(done)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                # The queue of notifications is full: those who wait will poll.
+                logger.debug("aioabort worker: no notification was sent: %s", error)
             _discard(self._done, done)
 
 

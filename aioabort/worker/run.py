@@ -41,6 +41,7 @@ class Run(AbortToken):
         "ended_at",
         "honoured",
         "in_body",
+        "is_lost",
         "is_started",
         "looked",
         "node",
@@ -70,6 +71,8 @@ class Run(AbortToken):
         self.in_body: bool = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
+        #: Celery could not store how it ended.
+        self.is_lost: bool = False
         #: The task handed its id over to another one by ``replace()``.
         self.replaced: bool = False
         self.seen_at: float = 0.0

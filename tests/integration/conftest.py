@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +11,7 @@ import psycopg.conninfo
 import pytest
 from celery import Celery
 
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 
@@ -35,14 +35,18 @@ async def store(app: Celery) -> AsyncIterator[Store]:
 
 
 class Network:
-    """What lies between a client and PostgreSQL: it can be cut, and mended."""
+    """What lies between a client and PostgreSQL: it can be cut, frozen, and mended."""
 
     def __init__(self, dsn: str) -> None:
         self._target = psycopg.conninfo.conninfo_to_dict(dsn)
         self._server: asyncio.Server | None = None
         self._port = 0
         self._writers: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.connections = 0
+        #: How many times a client has sent something.
+        self.requests = 0
 
     @property
     def dsn(self) -> str:
@@ -65,6 +69,18 @@ class Network:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def freeze(self) -> None:
+        """Let nothing through on the connections that there are, and say nothing.
+
+        New ones work, as they do when a firewall has forgotten the old.
+        """
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
+    def _count(self) -> None:
+        self.requests += 1
+
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -79,15 +95,22 @@ class Network:
         self._writers |= writers
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(reader, far[1]))
-                group.create_task(_pump(far[0], writer))
+                group.create_task(_pump(reader, far[1], self._flows, self._count))
+                group.create_task(_pump(far[0], writer, self._flows))
         finally:
             self._writers -= writers
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    flows: asyncio.Event,
+    count: Callable[[], None] = lambda: None,
+) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65_536):
+            await flows.wait()
+            count()
             writer.write(data)
             await writer.drain()
     writer.close()

@@ -24,7 +24,6 @@ from aioabort import (
     AioabortError,
     ClientClosed,
     InvalidRequest,
-    ResultsElsewhere,
     StoreError,
     StoreUnavailable,
     TaskAborted,
@@ -406,27 +405,6 @@ def test_an_app_without_postgresql_is_refused(backend: str | None) -> None:
     with pytest.raises(ImproperlyConfigured, match="needs PostgreSQL") as caught:
         AbortClient(app)
     assert "s3cretWord" not in str(caught.value)
-
-
-async def test_results_kept_elsewhere_can_be_aborted_but_not_awaited(
-    dsn: str, task_id: str
-) -> None:
-    """With another backend, aborts go through PostgreSQL and results stay where they are."""
-    app = Celery(
-        "tests", broker="memory://", backend="cache+memory://", set_as_current=False
-    )
-    app.conf.aioabort_dsn = dsn
-    app.conf.result_backend_thread_safe = True
-    async with AbortClient(app) as client:
-        assert (await client.abort(task_id, reason="why")).answer == "requested"
-        assert (await client.abort(task_id)).answer == "requested_before"
-        assert (await client.snapshot(task_id)).is_aborted
-        done = str(uuid4())
-        app.backend.store_result(done, 1, states.SUCCESS)
-        receipt = await client.abort(done)
-        assert (receipt.answer, receipt.state) == ("finished", "SUCCESS")
-        with pytest.raises(ResultsElsewhere):
-            await client.wait(task_id)
 
 
 async def test_eager_tasks_cannot_be_sent(app: Celery, client: AbortClient) -> None:

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from aioabort import AbortClient
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 

@@ -12,7 +12,8 @@ from anyio import fail_after, to_thread
 from celery import Celery, states
 
 from aioabort import AbortRequest, StoreError
-from aioabort.postgres.connection import connect, open_pool
+from aioabort.postgres.connection import connect
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 
@@ -262,8 +263,22 @@ async def test_ended_are_the_stored_and_those_that_store_nothing(
     await store_result(app, progress, {}, "PROGRESS")
     requests = await store.request([silent, aborting])
     await store.record_outcomes([requests[silent]], ["returned"], [0.0])
-    rows = await store.finished([success, silent, aborting, progress, unknown])
+    rows = await store.look([success, silent, aborting, progress, unknown], [])
     assert set(rows) == {success, silent}
+
+
+async def test_a_close_look_finds_more_than_ends(app: Celery, store: Store) -> None:
+    """One statement serves those who await ends and those who watch every change."""
+    running, ended, progress, unknown = (str(uuid4()) for _ in range(4))
+    await store_result(app, running, None, states.STARTED)
+    await store_result(app, ended, 1, states.SUCCESS)
+    await store_result(app, progress, {"n": 1}, "PROGRESS")
+    rows = await store.look([running, ended], [progress, unknown])
+    assert {task_id: row.state for task_id, row in rows.items()} == {
+        ended: "SUCCESS",
+        progress: "PROGRESS",
+        unknown: None,
+    }
 
 
 async def test_the_tables_are_created_once_by_whoever_is_first(

@@ -160,16 +160,17 @@ async def test_an_abort_that_is_ignored(
 
 
 @pytest.mark.parametrize("is_notified", [True, False])
-async def test_mode_of_the_worker(
+async def test_mode(
     dsn: str, make_app: MakeApp, reader: InMemoryMetricReader, is_notified: bool
 ) -> None:
-    """A gauge says whether notifications arrive."""
+    """A gauge says whether notifications arrive, on either side."""
     app = make_app(dsn, aioabort_notify=is_notified)
-    await begin(app, "a")
-    # A gauge has no beginning.
     now = Meters(reader)
-    now._before.clear()
-    assert now.value("aioabort.notified", side="worker") == is_notified
+    now._before.clear()  # a gauge has no beginning
+    async with AbortClient(app):
+        await begin(app, "a")
+        for side in ("client", "worker"):
+            await now.becomes("aioabort.notified", is_notified, side=side)
 
 
 async def test_outages_and_polls(
@@ -284,7 +285,7 @@ async def main():
             print((await client.requests())[0].task_id)
 
 assert telemetry._instruments is None
-assert not hasattr(Hub.look_for_ends, "__wrapped__")
+assert not hasattr(Hub.look, "__wrapped__")
 asyncio.run(main())
 """
 

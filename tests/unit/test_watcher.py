@@ -3,13 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import pytest
 from anyio import create_task_group, fail_after
 
-from aioabort.watcher import BATCH, Watcher
+from aioabort.watcher import BATCH, Poll, Watcher, steady
 
 NEVER = 3_600.0
+
+
+def never(_age: float, _took: float) -> float:
+    """Do not poll while the test runs."""
+    return NEVER
 
 
 class Looks:
@@ -50,7 +56,7 @@ async def settle() -> None:
 
 async def test_an_id_is_looked_at_as_soon_as_it_is_watched(looks: Looks) -> None:
     """Watching makes the first look, however long the poll interval is."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         assert await looks.next() == ["a"]
@@ -58,7 +64,7 @@ async def test_an_id_is_looked_at_as_soon_as_it_is_watched(looks: Looks) -> None
 
 async def test_nothing_watched_is_never_looked_at(looks: Looks) -> None:
     """An idle watcher makes no look, even when all poll intervals have passed."""
-    watcher = Watcher(0.001)
+    watcher = Watcher(steady(0.001))
     async with running(watcher, looks):
         watcher.watch("a")
         await looks.next()
@@ -70,7 +76,7 @@ async def test_nothing_watched_is_never_looked_at(looks: Looks) -> None:
 
 async def test_everything_is_looked_at_at_every_poll(looks: Looks) -> None:
     """Without any hint, the poll finds all that is watched, again and again."""
-    watcher = Watcher(0.01)
+    watcher = Watcher(steady(0.01))
     async with running(watcher, looks):
         watcher.watch("a")
         watcher.watch("b")
@@ -80,7 +86,7 @@ async def test_everything_is_looked_at_at_every_poll(looks: Looks) -> None:
 
 async def test_a_hint_is_followed_by_a_look_at_that_id_only(looks: Looks) -> None:
     """A hint costs a look at what it names, and nothing for what is not watched."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         watcher.watch("b")
@@ -94,7 +100,7 @@ async def test_a_hint_is_followed_by_a_look_at_that_id_only(looks: Looks) -> Non
 
 async def test_a_hint_without_ids_means_everything(looks: Looks) -> None:
     """A notification that names nobody is followed by a look at all."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         watcher.watch("b")
@@ -108,7 +114,7 @@ async def test_hints_during_a_look_share_the_next_one(looks: Looks) -> None:
 
     look(a) begins | watch(b), watch(c), hint(a) | look(a) ends | look(b, c, a)
     """
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     looks.may_go_on.clear()
     async with running(watcher, looks):
         watcher.watch("a")
@@ -124,7 +130,7 @@ async def test_hints_during_a_look_share_the_next_one(looks: Looks) -> None:
 
 async def test_a_deferred_id_waits_for_the_next_look(looks: Looks) -> None:
     """A deferred id causes no look of its own and is part of the next one."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         await looks.next()
@@ -137,7 +143,7 @@ async def test_a_deferred_id_waits_for_the_next_look(looks: Looks) -> None:
 
 async def test_an_unwatched_id_is_not_looked_at_any_more(looks: Looks) -> None:
     """What was due when it was unwatched is left out."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         watcher.watch("b")
@@ -147,7 +153,7 @@ async def test_an_unwatched_id_is_not_looked_at_any_more(looks: Looks) -> None:
 
 async def test_a_look_has_at_most_a_thousand_ids(looks: Looks) -> None:
     """More ids than fit into one statement are looked at in several."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         for number in range(2 * BATCH + 1):
             watcher.watch(str(number))
@@ -157,17 +163,17 @@ async def test_a_look_has_at_most_a_thousand_ids(looks: Looks) -> None:
 
 async def test_a_shorter_interval_takes_effect_at_once(looks: Looks) -> None:
     """When notifications fail, the next poll comes within the shorter interval."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
     async with running(watcher, looks):
         watcher.watch("a")
         await looks.next()
-        watcher.pace(0.01)
+        watcher.pace(steady(0.01))
         assert await looks.next() == ["a"]
 
 
 async def test_a_failed_look_is_made_again_by_the_next_run(looks: Looks) -> None:
     """What a look raises ends the run, and nothing that was watched is forgotten."""
-    watcher = Watcher(NEVER)
+    watcher = Watcher(never)
 
     async def fail(task_ids: list[str]) -> None:
         raise ConnectionError(*task_ids)
@@ -178,3 +184,76 @@ async def test_a_failed_look_is_made_again_by_the_next_run(looks: Looks) -> None
         await watcher.run(fail)
     async with running(watcher, looks):
         assert set(await looks.next()) == {"a", "b"}
+
+
+async def test_a_young_id_sets_the_pace(looks: Looks) -> None:
+    """Ids that are old are polled faster again as soon as there is a young one.
+
+    old: next poll in an hour | watch(young) | next poll at the pace of the young
+    """
+    watcher = Watcher(lambda age, _took: 0.05 if age == 0.0 else NEVER)
+    async with running(watcher, looks):
+        watcher.watch("old")
+        assert await looks.next() == ["old"]
+        watcher.watch("young")
+        assert await looks.next() == ["young"]
+        assert set(await looks.next()) == {"old", "young"}
+
+
+async def test_what_is_watched_closely_is_polled_at_its_own_pace(looks: Looks) -> None:
+    """The close poll looks at what is watched closely, and at nothing else."""
+    watcher = Watcher(never, close_pace=steady(0.01))
+    async with running(watcher, looks):
+        watcher.watch("a")
+        watcher.watch_closely("b")
+        assert set(await looks.next()) == {"a", "b"}
+        for _ in range(3):
+            assert await looks.next() == ["b"]
+        watcher.unwatch_closely("b")
+        await settle()
+        assert looks.batches.qsize() <= 1  # one may have been under way
+
+
+async def test_a_long_poll_does_not_hold_up_a_hint(looks: Looks) -> None:
+    """A hint that comes during a poll of thousands is looked at before its rest.
+
+    poll: look(1,000) | hint(late) | look(late) | poll: look(1,000) ...
+    """
+    watcher = Watcher(never)
+    for number in range(5 * BATCH):
+        watcher.watch(str(number))
+    looks.may_go_on.clear()
+    async with running(watcher, looks):
+        await looks.next()
+        late = str(5 * BATCH - 1)
+        watcher.hint([late])
+        looks.may_go_on.set()
+        assert await looks.next() == [late]
+        assert len(await looks.next()) == BATCH
+
+
+async def test_many_hints_do_not_hold_up_a_poll(looks: Looks) -> None:
+    """While hints come faster than looks, the poll still gets its turn.
+
+    hints for 3,000 ids again at each look | everything is looked at all the same
+    """
+    watcher = Watcher(never)
+    ids = [str(number) for number in range(4 * BATCH)]
+    for task_id in ids:
+        watcher.watch(task_id)
+    seen: set[str] = set()
+    async with running(watcher, looks):
+        for _ in range(9):
+            seen.update(await looks.next())
+            watcher.hint(ids[: 3 * BATCH])
+    assert seen == set(ids)
+
+
+def test_a_poll_is_never_later_than_its_pace() -> None:
+    """The interval is a promise: chance makes a poll earlier, never later."""
+    for _ in range(100):
+        poll = Poll(steady(10.0))
+        poll.add("a")
+        before = monotonic()
+        poll.plan(took=0.0)
+        assert before + 8.0 <= poll.due_at <= monotonic() + 10.0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from celery import Task, signals
+from celery import Task, chain, signals
 from marks import note, until, wait_for
 
 from aioabort import AbortableTask
@@ -74,6 +74,17 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:  # noqa: C901
         wait_for(place, "end")
         return name
 
+    @task(bind=True)
+    def replacing(self: AbortableTask, place: str) -> None:
+        """Hand the id over to the second of two other tasks."""
+        raise self.replace(chain(gated.si(place, "x"), passing.si(place, "y")))
+
+    @task(bind=True)
+    def spawning(self: AbortableTask, place: str) -> None:
+        """Send a task, tell of its id, and stop by the exception."""
+        note(place, "child", gated.delay(place, "x").id)
+        until(self.raise_if_aborted)
+
     @task(bind=True, base=Telling)
     def telling(self: AbortableTask, place: str, ending: str = "") -> str:
         """Stop in one of the three ways."""
@@ -117,6 +128,8 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:  # noqa: C901
         stopping=stopping,
         passing=passing,
         gated=gated,
+        replacing=replacing,
+        spawning=spawning,
         telling=telling,
         throwing=throwing,
         reporting=reporting,

@@ -1,0 +1,154 @@
+"""The audit: what became of each single request, and how late it was seen."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .load import Item
+from .postgres import query
+from .workers import Page
+
+ROWS = """
+    SELECT ids.task_id, t.status, r.outcome, r.requested_at IS NOT NULL
+    FROM unnest(%s::text[]) AS ids (task_id)
+    LEFT JOIN celery_taskmeta AS t ON t.task_id = ids.task_id
+    LEFT JOIN aioabort_request AS r ON r.task_id = ids.task_id
+"""
+
+#: What Celery's row says beside each outcome, if the result was stored at all.
+STATES = {
+    "aborted": {"REVOKED"},
+    "returned": {"SUCCESS"},
+    # REVOKED: the broker delivered it again, Celery wrote STARTED over FAILURE, and the
+    # second run was stopped before its body.
+    "failed": {"FAILURE", "REVOKED"},
+    "killed": {"REVOKED", "FAILURE"},
+    "unkillable": {"SUCCESS", "FAILURE", "REVOKED"},
+    "too_late": {"SUCCESS", "FAILURE", "REVOKED"},
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From when to when something was wrong."""
+
+    name: str
+    begun: float
+    over: float
+
+
+@dataclass
+class Audit:
+    """What is to be reported of one round."""
+
+    fault: Fault
+    tasks: int = 0
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    #: A line for each request that was lost, and each wait that did not end.
+    losses: list[str] = field(default_factory=list)
+    #: Seconds from the end of the fault to the moment when a task saw a request that
+    #: was made before.
+    longest_after: float = 0.0
+    #: Seconds from a request that was made after the fault to that moment.
+    longest_delay: float = 0.0
+    seconds: float = 0.0
+    #: What the sender had to try again, and how often.
+    troubles: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task: what its sender, PostgreSQL and its own diary say of it."""
+
+    item: Item
+    page: Page
+    status: str | None
+    outcome: str | None
+    has_request: bool
+    #: From when on nothing was in the way of the request.
+    visible: float
+
+    def problem(self, bound: float, *, loses_results: bool) -> str | None:
+        """Return what is wrong with it, if anything is."""
+        return (
+            self._of_waits()
+            or self._of_request(loses_results=loses_results)
+            or self._of_looks(bound)
+        )
+
+    def _of_waits(self) -> str | None:
+        if self.item.receipt is None:
+            return "abort() did not return"
+        if self.item.ending is None:
+            return "the wait did not end"
+        if not self.item.is_asked and self.status != self.item.receipt.state:
+            return f"a finished task was {self.item.receipt.state}"
+        return None
+
+    def _of_request(self, *, loses_results: bool) -> str | None:
+        if not self.item.is_asked:
+            return None
+        if not self.has_request:
+            return "LOST: no row"
+        if self.outcome is None:
+            return "LOST: never settled"
+        if self.status not in STATES[self.outcome] and not loses_results:
+            return "status and outcome do not agree"
+        return None
+
+    def _of_looks(self, bound: float) -> str | None:
+        if not self.item.is_asked:
+            return None
+        in_vain = max(self.page.in_vain, default=0) - self.visible
+        if in_vain > bound:
+            return f"LOST: looked in vain {in_vain:.3f} s later"
+        begun = max(self.page.begun, default=0) - self.visible
+        if begun > bound:
+            return f"LOST: the body began {begun:.3f} s later"
+        return None
+
+    @property
+    def delay(self) -> float:
+        """How long the request took to be seen; 0 if no body has seen it."""
+        saw = max(self.page.saw, default=0)
+        return saw and saw - max(self.visible, *self.page.begun)
+
+
+def audit(
+    items: Iterable[Item],
+    pages: Mapping[str, Page],
+    dsn: str,
+    fault: Fault,
+    bound: float,
+    *,
+    loses_results: bool = False,
+) -> Audit:
+    """Return what became of *items*; a look may be in vain for *bound* seconds.
+
+    *loses_results*: Celery may have, so that its row tells nothing.
+    """
+    items = list(items)
+    rows = {
+        task_id: row
+        for task_id, *row in query(dsn, ROWS, [item.task_id for item in items])
+    }
+    result = Audit(fault, tasks=len(items))
+    for item in items:
+        page = pages.get(item.task_id) or Page()
+        visible = max(item.committed, fault.over)
+        case = Case(item, page, *rows[item.task_id], visible)
+        if item.is_asked:
+            _count(result, case)
+        if problem := case.problem(bound, loses_results=loses_results):
+            result.losses.append(f"{problem}: {case}")
+    return result
+
+
+def _count(result: Audit, case: Case) -> None:
+    result.requests += 1
+    result.outcomes[str(case.outcome)] += 1
+    if case.item.committed < result.fault.over:
+        result.longest_after = max(result.longest_after, case.delay)
+    else:
+        result.longest_delay = max(result.longest_delay, case.delay)

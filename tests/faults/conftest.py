@@ -1,0 +1,134 @@
+"""The arena of all rounds, and the report at the end."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from aioabort import AbortClient
+
+from .postgres import Postgres, Programs, query
+from .processes import Redis
+from .report import report
+from .rounds import SIZES, Arena
+from .workers import BROKERS, Diary, Place, Worker
+
+ARENA = pytest.StashKey[Arena]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of this suite."""
+    group = parser.getgroup("faults")
+    group.addoption("--quick", action="store_true", help="about two minutes")
+    group.addoption(
+        "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
+    )
+    group.addoption("--seed", default=6, type=int, help="of the load")
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder into which the accounts of servers can look."""
+    with TemporaryDirectory(prefix="aioabort-faults-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def arena(folder: Path, pytestconfig: pytest.Config) -> Iterator[Arena]:
+    """A PostgreSQL, a broker, and two workers that serve most rounds."""
+    (folder / "programs").mkdir()
+    (folder / "postgres").mkdir()
+    programs = Programs(folder / "programs")
+    # A queue of notifications that can be filled, where its size can be set.
+    small = {"max_notify_queue_pages": "64"} if programs.version >= 17 else {}
+    postgres = Postgres(programs, folder / "postgres", small)
+    redis = None
+    if Redis.is_installed():
+        (folder / "redis").mkdir()
+        redis = Redis(folder / "redis")
+    arena = Arena(
+        folder=folder,
+        programs=programs,
+        postgres=postgres,
+        redis=redis,
+        place=Place(folder, _broker(folder, redis), Diary(folder)),
+        size=SIZES["quick" if pytestconfig.getoption("quick") else "full"],
+        seed=pytestconfig.getoption("seed"),
+    )
+    pytestconfig.stash[ARENA] = arena
+    postgres.create()
+    asyncio.run(_start(arena))
+    yield arena
+    asyncio.run(_stop(arena))
+
+
+async def _start(arena: Arena) -> None:
+    await arena.postgres.start()
+    if arena.redis is not None:
+        await arena.redis.start()
+    await create_database(arena.postgres, arena.database)
+    arena.workers.append(Worker(arena.place, "prefork", arena.dsn))
+    arena.workers.append(
+        Worker(arena.place, "threads", arena.dsn, pool="threads", concurrency=10)
+    )
+    async with asyncio.TaskGroup() as group:
+        for worker in arena.workers:
+            group.create_task(worker.start())
+
+
+async def _stop(arena: Arena) -> None:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(arena.postgres.stop)
+        if arena.redis is not None:
+            stack.push_async_callback(arena.redis.stop)
+        for worker in arena.workers:
+            stack.push_async_callback(worker.stop)
+
+
+async def create_database(postgres: Postgres, name: str) -> None:
+    """Create a database with Celery's tables and aioabort's."""
+    query(postgres.dsn(), f"CREATE DATABASE {name}")
+    app = Celery(name, broker="memory://", set_as_current=False)
+    dsn = postgres.dsn(name)
+    app.conf.result_backend = dsn.replace("postgresql:", "db+postgresql+psycopg:")
+    app.backend.ResultSession().close()
+    async with AbortClient(app):
+        app.close()
+
+
+def _broker(folder: Path, redis: Redis | None) -> dict[str, Any]:
+    if redis is not None:
+        return {"broker_url": redis.url}
+    # For publishing; the workers have a path of their own.
+    sys.path.append(str(BROKERS))
+    __import__("folder_broker")
+    paths = {key: str(folder / key) for key in ("control", "queue", "processed")}
+    for path in paths.values():
+        Path(path).mkdir()
+    options = {
+        "control_folder": paths["control"],
+        "data_folder_in": paths["queue"],
+        "data_folder_out": paths["queue"],
+        "polling_interval": 0.01,
+        "processed_folder": paths["processed"],
+        "store_processed": True,
+    }
+    return {"broker_url": "folder://", "broker_transport_options": options}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the report."""
+    if (arena := config.stash.get(ARENA, None)) is not None:
+        terminalreporter.section("fault suite")
+        for line in report(arena.audits):
+            terminalreporter.write_line(line)

@@ -1,0 +1,171 @@
+"""The project that the workers serve: bodies that keep a diary of when they looked.
+
+Moments are those of the machine's monotonic clock, which all processes share and
+nobody steps.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import folder_broker  # noqa: F401 (makes the broker known to kombu)
+from celery import Celery, signals
+from celery.backends.database.session import SessionManager
+
+from aioabort import AbortableTask, current_token
+
+#: Seconds after which a body that was asked to stop, and is not told, gives up.
+LIFETIME = 90.0
+PAUSE = 0.02
+
+app = Celery("faultproj", task_cls="aioabort:AbortableTask")
+app.conf.update(json.loads(os.environ["AIOABORT_FAULTS_PROJECT"]))
+
+# Celery pools connections in prefork children only; elsewhere it would spend most of
+# this suite's time on opening them.
+SessionManager.forked = True
+
+
+def clock() -> float:
+    """Return the moment, whatever is done to the clock of ``time.time()``."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def note(*words: object) -> None:
+    """Write a line into the diary of all workers."""
+    line = " ".join(map(str, words)) + "\n"
+    file = os.open(os.environ["AIOABORT_FAULTS_DIARY"], os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+@signals.worker_ready.connect
+def tell(**_: object) -> None:
+    """Tell the suite that the worker takes tasks."""
+    note("ready", os.environ["AIOABORT_FAULTS_WORKER"], clock())
+
+
+class Looks:
+    """When a body looked for an abort in vain the last time, and when it saw one."""
+
+    def __init__(self) -> None:
+        self._token = current_token()
+        self._deadline = clock() + LIFETIME
+        self.in_vain = 0.0
+        self.saw = 0.0
+
+    def __call__(self) -> bool:
+        """Look."""
+        moment = clock()
+        if self._token.is_aborted():
+            self.saw = self.saw or clock()
+            return True
+        self.in_vain = moment
+        return moment > self._deadline
+
+
+@contextmanager
+def diary(task: AbortableTask) -> Iterator[Looks]:
+    """Write down the begin and the end of a body."""
+    looks = Looks()
+    note("begin", task.request.id, clock())
+    try:
+        yield looks
+    finally:
+        note("end", task.request.id, looks.in_vain, looks.saw)
+
+
+@app.task(bind=True, name="returning")
+def returning(self: AbortableTask, cleanup: float) -> str:
+    """Stop by a return."""
+    with diary(self) as look:
+        while not look():
+            time.sleep(PAUSE)
+        time.sleep(cleanup)
+        return "stopped"
+
+
+@app.task(bind=True, name="raising")
+def raising(self: AbortableTask, cleanup: float) -> None:
+    """Stop by the exception that is made for it."""
+    with diary(self) as look:
+        while not look():
+            time.sleep(PAUSE)
+        time.sleep(cleanup)
+        self.raise_if_aborted()
+
+
+@app.task(bind=True, name="failing")
+def failing(self: AbortableTask, cleanup: float) -> None:
+    """Stop by an exception of its own."""
+    with diary(self) as look:
+        while not look():
+            time.sleep(PAUSE)
+        time.sleep(cleanup)
+        raise ValueError("stopped in the middle")
+
+
+@app.task(bind=True, name="progressing")
+def progressing(self: AbortableTask) -> None:
+    """Report progress, which writes over Celery's status, and look."""
+    with diary(self) as look:
+        while not look():
+            self.update_state(state="PROGRESS")
+            time.sleep(PAUSE * 5)
+        self.raise_if_aborted()
+
+
+@app.task(bind=True, name="waiting")
+def waiting(self: AbortableTask) -> None:
+    """Sleep until the abort comes."""
+    with diary(self) as look:
+        while not look():
+            self.abort_token.wait(1)
+        self.raise_if_aborted()
+
+
+@app.task(bind=True, name="cancelled")
+async def cancelled(self: AbortableTask) -> None:
+    """Be a coroutine that an abort cancels."""
+    with diary(self) as look:
+        try:
+            while not look():
+                await asyncio.sleep(PAUSE * 5)
+        except asyncio.CancelledError:
+            look()
+            raise
+        self.raise_if_aborted()
+
+
+@app.task(bind=True, name="retrying", max_retries=2)
+def retrying(self: AbortableTask) -> None:
+    """Try again twice before the real run."""
+    with diary(self) as look:
+        if self.request.retries < 2:
+            raise self.retry(countdown=0.1)
+        while not look():
+            time.sleep(PAUSE)
+        self.raise_if_aborted()
+
+
+@app.task(bind=True, name="short")
+def short(self: AbortableTask, seconds: float) -> str:
+    """Look for a while, and end by itself."""
+    end = clock() + seconds
+    with diary(self) as look:
+        while clock() < end and not look():
+            time.sleep(PAUSE)
+        return "done"
+
+
+@app.task(bind=True, name="blind")
+def blind(self: AbortableTask, seconds: float) -> str:
+    """Never look."""
+    with diary(self):
+        time.sleep(seconds)
+        return "done"

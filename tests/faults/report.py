@@ -1,0 +1,37 @@
+"""The report: faults survived, requests audited, lost, and the longest delay."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from .audit import Audit
+from .workers import POLL_INTERVAL
+
+PROMISED = POLL_INTERVAL + 1
+
+HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>8}{'took':>7}"
+
+
+def report(audits: list[Audit]) -> Iterator[str]:
+    """Yield the report's lines."""
+    yield HEADER
+    outcomes: Counter[str] = Counter()
+    for audit in audits:
+        outcomes.update(audit.outcomes)
+        yield (
+            f"{audit.fault.name:<44}{audit.tasks:>7}{audit.requests:>7}"
+            f"{len(audit.losses):>6}{audit.longest_after:>7.2f}s"
+            f"{audit.longest_delay:>7.2f}s{audit.seconds:>6.1f}s"
+        )
+    requests = sum(audit.requests for audit in audits)
+    lost = sum(len(audit.losses) for audit in audits)
+    survived = sum(not audit.losses for audit in audits)
+    after = max((audit.longest_after for audit in audits), default=0)
+    yield "after: the longest delay once the fault was over; then: of later requests"
+    yield (
+        f"{survived} of {len(audits)} faults survived, {requests:,} requests audited, "
+        f"{lost} lost, longest delay after recovery {after:.2f} s "
+        f"(promised: {PROMISED:g} s)"
+    )
+    yield "outcomes: " + ", ".join(
+        f"{count:,} {outcome}" for outcome, count in outcomes.most_common()
+    )

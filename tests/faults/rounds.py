@@ -1,0 +1,168 @@
+"""A round: a load, a fault in the middle of it, and the audit of every task."""
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import psycopg
+import pytest
+from celery import Celery
+
+from aioabort import AbortClient
+
+from .audit import Audit, Fault, audit
+from .load import CLEANING, KINDS, Load, clock
+from .postgres import Postgres, Programs, query
+from .processes import Redis, becomes_true
+from .workers import POLL_INTERVAL, Diary, Place, Worker
+
+#: Seconds after which a look in vain, or a body that begins, is a lost abort. What is
+#: promised is the poll interval and one second; the rest is for busy machines.
+BOUND = 15.0
+
+#: Seconds within which everything must have ended after the fault.
+SETTLED = 60.0
+
+#: Injects a fault, holds it for so many seconds, and heals it.
+Inject = Callable[[float], Awaitable[None]]
+
+PENDING = """
+    SELECT count(*) FROM aioabort_request
+    WHERE outcome IS NULL AND task_id = ANY(%s::text[])
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is asked of a round."""
+
+    burst: int
+    rate: float
+    calm: float
+    fault: float
+
+
+SIZES = {
+    "quick": Size(burst=60, rate=25, calm=0.7, fault=1.5),
+    "full": Size(burst=700, rate=30, calm=1.5, fault=5),
+}
+
+
+@dataclass
+class Arena:
+    """What all rounds share: programs, servers, workers, and what is to be reported."""
+
+    folder: Path
+    programs: Programs
+    postgres: Postgres
+    redis: Redis | None
+    place: Place
+    size: Size
+    seed: int
+    #: The workers that serve most rounds.
+    workers: list[Worker] = field(default_factory=list)
+    audits: list[Audit] = field(default_factory=list)
+    database: str = "faults"
+
+    @property
+    def dsn(self) -> str:
+        """The database of most rounds."""
+        return self.postgres.dsn(self.database)
+
+    @property
+    def diary(self) -> Diary:
+        """What the tasks have written."""
+        return self.place.diary
+
+    def subfolder(self, name: str) -> Path:
+        """Return a new folder."""
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+    def app(self, worker: Worker) -> Celery:
+        """Return an app that publishes to *worker* and keeps results where it does."""
+        app = Celery(worker.name, set_as_current=False)
+        app.conf.update(worker.conf)
+        return app
+
+
+async def run_round(
+    arena: Arena,
+    name: str,
+    inject: Inject,
+    workers: list[Worker] | None = None,
+    *,
+    dsn: str | None = None,
+    client_app: Celery | None = None,
+    share: float = 1.0,
+    kinds: Mapping[str, int] = KINDS,
+    cleaning: float = CLEANING,
+    loses_results: bool = False,
+) -> Audit:
+    """Run a round with *workers*, whose results are at *dsn*; fail for any loss.
+
+    The requests are made through *client_app*, or as the first of the workers would.
+    *share* of the usual load is what they can take, of the *kinds*, and *cleaning* of
+    the tasks take their time to end. *loses_results*: as Celery may.
+    """
+    workers = arena.workers if workers is None else workers
+    size, start = arena.size, clock()
+    queues = [arena.app(worker) for worker in workers]
+    async with AbortClient(client_app or queues[0]) as client:
+        chance = random.Random(f"{arena.seed} {name}")
+        load = Load(client, queues, arena.diary, chance, kinds=kinds, cleaning=cleaning)
+        with anyio.move_on_after(SETTLED) as hanging:
+            async with anyio.create_task_group() as group:
+                burst, rate = round(size.burst * share), size.rate * share
+                group.start_soon(load.run, burst, rate)
+                await anyio.sleep(size.calm)
+                begun = clock()
+                await inject(size.fault)
+                fault = Fault(name, begun, clock())
+                await anyio.sleep(size.calm)
+                load.stop()
+                hanging.deadline = anyio.current_time() + SETTLED
+        await _settled(load, dsn or arena.dsn)
+    for queue in queues:
+        queue.close()
+    result = audit(
+        load.items,
+        arena.diary.read(),
+        dsn or arena.dsn,
+        fault,
+        BOUND,
+        loses_results=loses_results,
+    )
+    result.seconds = clock() - start
+    result.troubles = load.troubles
+    arena.audits.append(result)
+    if result.losses:
+        pytest.fail("\n".join([f"{len(result.losses)} lost", *result.losses[:20]]))
+    return result
+
+
+async def _settled(load: Load, dsn: str) -> None:
+    """Wait until every request is settled: that is recorded after the end is stored."""
+    asked = [item.task_id for item in load.items if item.is_asked]
+    try:
+        await becomes_true(
+            lambda: query(dsn, PENDING, asked) == [(0,)], 5 * POLL_INTERVAL + BOUND
+        )
+    except TimeoutError:
+        return  # the audit tells which
+
+
+async def answers(dsn: str) -> None:
+    """Wait until the server at *dsn* takes a connection."""
+
+    def asks() -> bool:
+        try:
+            query(dsn, "SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    await becomes_true(asks)

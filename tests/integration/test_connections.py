@@ -1,0 +1,289 @@
+"""The connections of a client: whose they are, where they lead, and how they break."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import anyio.lowlevel
+import asyncpg
+import psycopg
+import pytest
+from anyio import fail_after, sleep, to_thread
+from celery import Celery, states
+
+from aioabort import (
+    AbortClient,
+    ClientClosed,
+    StoreError,
+    StoreUnavailable,
+    WrongLoop,
+)
+from tests.integration.conftest import Network
+
+MakeApp = Callable[..., Celery]
+
+#: So long that a test which depends on the poll would time out.
+NEVER_POLLED = 3_600.0
+
+OURS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'aioabort'
+"""
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+async def end(app: Celery, task_id: str, result: Any) -> None:
+    """Store a result as a worker does."""
+    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with fail_after(20):
+        while not condition():
+            await sleep(0.01)
+
+
+async def waiting_for(client: AbortClient, task_id: str) -> "asyncio.Task[Any]":
+    """Return a task that waits, and has looked for the first time."""
+    waiting = asyncio.create_task(client.wait(task_id))
+    async with aclosing(client.watch(task_id)) as snapshots:
+        await anext(snapshots)
+    assert not waiting.done()
+    return waiting
+
+
+async def test_a_lent_pool_is_used_and_stays_open(
+    app: Celery, dsn: str, database: "asyncpg.Connection[Any]", task_id: str
+) -> None:
+    """All statements run on the user's pool; only the listener has its own connection."""
+    settings = {"application_name": "mine"}
+    async with asyncpg.create_pool(dsn, min_size=1, server_settings=settings) as pool:
+        async with AbortClient(app, pool=pool) as client:
+            await until(lambda: client.health().mode == "notify")
+            assert (await client.abort(task_id)).answer == "requested"
+            assert await database.fetchval(OURS) == 1
+        assert not pool.is_closing()
+        assert await pool.fetchval("SELECT count(*) FROM aioabort_request") == 1
+
+
+async def test_a_pool_of_another_loop_is_refused(app: Celery, dsn: str) -> None:
+    """asyncpg would fail in some strange way, later; the client says what is wrong."""
+
+    async def new_pool() -> "asyncpg.Pool[Any]":
+        return await asyncpg.create_pool(dsn, min_size=0)
+
+    pool = await to_thread.run_sync(asyncio.run, new_pool())
+    with pytest.raises(WrongLoop, match=r"pool .* another event loop"):
+        await AbortClient(app, pool=pool).open()
+
+
+async def test_a_closed_pool_is_refused(app: Celery, dsn: str) -> None:
+    """A pool that was closed before cannot be lent."""
+    pool = await asyncpg.create_pool(dsn, min_size=0)
+    await pool.close()
+    with pytest.raises(ClientClosed, match=r"pool .* is closed"):
+        await AbortClient(app, pool=pool).open()
+
+
+async def test_a_pool_that_was_not_awaited_is_refused(app: Celery, dsn: str) -> None:
+    """The forgotten ``await`` of create_pool() is named, and not tried again for ever."""
+    pool = asyncpg.create_pool(dsn, min_size=0)
+    with pytest.raises(StoreError, match=r"pool .* not initialized") as caught:
+        await AbortClient(app, pool=pool).open()
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_something_else_than_a_pool_is_refused(app: Celery, dsn: str) -> None:
+    """The mistake is named where it is made, and no password is shown."""
+    with pytest.raises(TypeError, match=r"asyncpg\.Pool, not str"):
+        AbortClient(app, pool=dsn)  # type: ignore[arg-type]
+
+
+async def test_a_pool_that_is_closed_too_early_ends_every_wait(
+    dsn: str, make_app: MakeApp, task_id: str
+) -> None:
+    """A pool does not come back, so nobody waits for it.
+
+    wait() | the user closes the pool | wait() and abort() raise
+    """
+    app = make_app(dsn, aioabort_poll_interval=0.1)
+    pool = await asyncpg.create_pool(dsn, min_size=0)
+    async with AbortClient(app, pool=pool) as client:
+        waiting = await waiting_for(client, task_id)
+        await pool.close()
+        with fail_after(10), pytest.raises(StoreError, match=r"pool .* is closed"):
+            await waiting
+        with pytest.raises(StoreError, match=r"pool .* is closed"):
+            await client.abort(task_id)
+
+
+async def test_a_client_belongs_to_one_loop(app: Celery, task_id: str) -> None:
+    """From another loop every verb says so, and the first loop's use is not disturbed."""
+    errors: list[BaseException] = []
+
+    async def use(client: AbortClient) -> None:
+        watch = client.watch(task_id)
+        for call in (
+            client.open(),
+            client.abort(task_id),
+            client.snapshot(task_id),
+            client.wait(task_id),
+            anext(watch),
+            client.aclose(),
+        ):
+            with pytest.raises(WrongLoop, match="another event loop") as caught:
+                await call
+            errors.append(caught.value)
+
+    async with AbortClient(app) as client:
+        await to_thread.run_sync(asyncio.run, use(client))
+        assert len(errors) == 6
+        assert (await client.abort(task_id)).answer == "requested"
+
+
+def test_a_client_ends_with_its_loop(app: Celery, dsn: str, task_id: str) -> None:
+    """A client that nobody closed is closed by the end of its loop, and says so."""
+
+    async def leave_open() -> AbortClient:
+        client = AbortClient(app)
+        await client.open()
+        return client
+
+    async def use(client: AbortClient) -> None:
+        with pytest.raises(ClientClosed):
+            await client.abort(task_id)
+        with pytest.raises(ClientClosed):
+            await client.open()
+        await client.aclose()
+
+    client = asyncio.run(leave_open())
+    assert client.is_closed
+    asyncio.run(use(client))
+    with psycopg.connect(dsn) as connection:
+        deadline = time.monotonic() + 10
+        while connection.execute(OURS).fetchone() != (0,):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            connection.rollback()
+
+
+async def test_a_closed_client_cannot_be_opened_again(app: Celery) -> None:
+    """``open()`` does not return as if all were well; closing twice is no error."""
+    client = AbortClient(app)
+    async with client:
+        pass
+    await client.aclose()
+    with pytest.raises(ClientClosed, match="cannot be opened again"):
+        await client.open()
+
+
+async def test_whoever_opens_hears_that_it_was_closed(app: Celery) -> None:
+    """A client that is closed while it connects tells those who wait for that.
+
+    A: open() | B: aclose() | A: ClientClosed
+    """
+    client = AbortClient(app)
+    opening = asyncio.create_task(client.open())
+    await anyio.lowlevel.checkpoint()
+    await client.aclose()
+    with pytest.raises(ClientClosed):
+        await opening
+
+
+async def test_health_tells_how_a_client_hears(
+    dsn: str, make_app: MakeApp, task_id: str
+) -> None:
+    """Mode, reason, staleness and waiters, from before it is opened until it is closed."""
+    client = AbortClient(make_app(dsn, aioabort_poll_interval=2.0))
+    closed = client.health()
+    assert (closed.mode, closed.is_connected) == ("poll", False)
+    assert closed.reason == "the client is not open"
+    async with client:
+        await until(lambda: client.health().mode == "notify")
+        waiting = await waiting_for(client, task_id)
+        health = client.health()
+        assert (health.reason, health.staleness, health.waiters) == (None, 10.0, 1)
+        assert (health.is_connected, health.last_error) == (True, None)
+        waiting.cancel()
+    assert client.health().reason == "the client is not open"
+
+
+async def test_health_without_notifications(dsn: str, make_app: MakeApp) -> None:
+    """A client that was told not to listen says so, and what that costs."""
+    app = make_app(dsn, aioabort_notify=False, aioabort_poll_interval=0.5)
+    async with AbortClient(app) as client:
+        health = client.health()
+    assert (health.mode, health.staleness) == ("poll", 0.5)
+    assert health.reason == "aioabort_notify is False"
+
+
+async def test_health_tells_of_an_outage_and_of_its_end(
+    network: Network, make_app: MakeApp
+) -> None:
+    """While PostgreSQL is away the error is there; afterwards it is the last one.
+
+    notify | cut: poll | mended: notify again
+    """
+    app = make_app(network.dsn, aioabort_poll_interval=0.1)
+    async with AbortClient(app) as client:
+        await until(lambda: client.health().mode == "notify")
+        await network.cut()
+        await until(lambda: client.health().mode == "poll")
+        await until(lambda: not client.health().is_connected)
+        health = client.health()
+        assert "PostgreSQL is away" in (health.reason or "")
+        assert "PostgreSQL is away" in (health.last_error or "")
+        await network.mend()
+        await until(lambda: client.health().mode == "notify")
+        await until(lambda: client.health().is_connected)
+        assert "PostgreSQL is away" in (client.health().last_error or "")
+
+
+async def test_a_service_is_looked_up(
+    dsn: str,
+    make_app: MakeApp,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    task_id: str,
+) -> None:
+    """``service=`` names a section of the file in PGSERVICEFILE, as for libpq."""
+    facts = psycopg.conninfo.conninfo_to_dict(dsn)
+    lines = [f"{name}={value}" for name, value in facts.items()]
+    (tmp_path / "services").write_text("\n".join(["[mine]", *lines, ""]))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    app = make_app(dsn, aioabort_dsn="postgresql:///?service=mine")
+    async with AbortClient(app) as client:
+        await until(lambda: client.health().mode == "notify")
+        assert (await client.abort(task_id)).answer == "requested"
+
+
+async def test_another_host_takes_over(
+    network: Network, dsn: str, make_app: MakeApp, app: Celery, task_id: str
+) -> None:
+    """Of several hosts, one that answers is used, whichever that is.
+
+    one | one is gone, two works | wait() goes on over two
+    """
+    two = Network(dsn)
+    await two.mend()
+    hosts = f"{urlsplit(network.dsn).netloc},{urlsplit(two.dsn).netloc.split('@')[1]}"
+    several = urlsplit(network.dsn)._replace(netloc=hosts).geturl()
+    own = make_app(dsn, aioabort_dsn=several, aioabort_poll_interval=0.1)
+    async with AbortClient(own) as client:
+        waiting = await waiting_for(client, task_id)
+        assert two.connections == 0
+        await network.cut()
+        await end(app, task_id, "value")
+        with fail_after(15):
+            assert await waiting == "value"
+        assert two.connections > 0
+    await two.cut()

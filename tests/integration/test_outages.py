@@ -1,0 +1,283 @@
+"""What happens to those who wait when connections break, and servers with them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import psycopg
+import pytest
+from anyio import fail_after, sleep, to_thread
+from celery import Celery, states
+from celery.app.task import Context
+
+from aioabort import AbortClient, WaitTimeout
+from aioabort.postgres import connection as connection_module
+from aioabort.postgres import listener as listener_module
+from aioabort.postgres import pool as pool_module
+from aioabort.producer import connections as connections_module
+from aioabort.testing.postgres import LaunchError, Server, throwaway_postgres
+from aioabort.worker.agent import agent_for, stop_agents
+from aioabort.worker.run import Run
+from tests.integration.conftest import Network
+
+MakeApp = Callable[..., Celery]
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+async def end(app: Celery, task_id: str, result: Any) -> None:
+    """Store a result as a worker does."""
+    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with fail_after(20):
+        while not condition():
+            await sleep(0.01)
+
+
+async def waiting_for(client: AbortClient, task_id: str) -> "asyncio.Task[Any]":
+    """Return a task that waits, and has looked for the first time."""
+    waiting = asyncio.create_task(client.wait(task_id))
+    async with aclosing(client.watch(task_id)) as snapshots:
+        await anext(snapshots)
+    assert not waiting.done()
+    return waiting
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is silent is given up after fractions of a second."""
+    monkeypatch.setattr(connections_module, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(listener_module, "HEARTBEAT_TIMEOUT", 0.3)
+    monkeypatch.setattr(connection_module, "STATEMENT_TIMEOUT", 0.5)
+    monkeypatch.setattr(pool_module, "STATEMENT_TIMEOUT", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_frozen_connection_is_given_up(
+    network: Network, make_app: MakeApp, app: Celery, task_id: str
+) -> None:
+    """A peer that says nothing is noticed by the heartbeat and by every statement.
+
+    notify | frozen: neither an error nor an end | task ends | new connections
+    """
+    own = make_app(network.dsn, aioabort_poll_interval=0.1)
+    async with AbortClient(own) as client:
+        await until(lambda: client.health().mode == "notify")
+        waiting = await waiting_for(client, task_id)
+        network.freeze()
+        await end(app, task_id, "value")
+        with fail_after(15):
+            assert await waiting == "value"
+        await until(lambda: client.health().mode == "notify")
+
+
+async def test_all_backends_are_terminated(
+    dsn: str, make_app: MakeApp, app: Celery, database: "asyncpg.Connection[Any]"
+) -> None:
+    """An administrator who ends every connection of ours ends nobody's wait.
+
+    100 wait() | all connections ended, again and again | tasks end | all get values
+    """
+    own = make_app(dsn, aioabort_poll_interval=0.1)
+    task_ids = [str(uuid4()) for _ in range(100)]
+    async with AbortClient(own) as client:
+        waiting = [asyncio.create_task(client.wait(task_id)) for task_id in task_ids]
+        for task_id in task_ids:
+            if int(task_id[0], 16) < 4:
+                await database.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+                    "datname = current_database() AND application_name = 'aioabort'"
+                )
+            await end(app, task_id, task_id)
+        with fail_after(15):
+            assert await asyncio.gather(*waiting) == task_ids
+
+
+async def test_a_timeout_during_an_outage_names_the_trouble(
+    network: Network, make_app: MakeApp, task_id: str
+) -> None:
+    """``wait(timeout=)`` ends in time without PostgreSQL, too, and says what happened."""
+    app = make_app(network.dsn, aioabort_poll_interval=0.1)
+    async with AbortClient(app) as client:
+        await network.cut()
+        with fail_after(10), pytest.raises(WaitTimeout, match="PostgreSQL is away"):
+            await client.wait(task_id, timeout=1.0)
+
+
+@pytest.fixture(scope="module")
+def full_queue() -> Iterator[str]:
+    """A database with Celery's tables, in a server whose NOTIFY fails.
+
+    A session listens, and sleeps in a transaction while others notify.
+    """
+    settings = {"max_notify_queue_pages": "64"}
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(throwaway_postgres(settings=settings))
+        except LaunchError:
+            pytest.skip("this PostgreSQL's queue of notifications has a fixed size")
+        sleeper = stack.enter_context(psycopg.connect(server.dsn()))
+        sleeper.execute("LISTEN something")
+        sleeper.commit()
+        sleeper.execute("SELECT 1")
+        fill_queue(server)
+        yield server.dsn()
+
+
+async def test_a_full_queue_of_notifications_delays_only(
+    full_queue: str, make_app: MakeApp, task_id: str
+) -> None:
+    """When NOTIFY fails, requests are made all the same, and polls find what ends."""
+    app = make_app(full_queue, aioabort_poll_interval=0.1)
+    await to_thread.run_sync(lambda: app.backend.ResultSession().close())
+    async with AbortClient(app) as client:
+        waiting = await waiting_for(client, task_id)
+        assert (await client.abort(task_id)).answer == "requested"
+        await end(app, task_id, "value")
+        with fail_after(10):
+            assert await waiting == "value"
+
+
+async def test_a_worker_works_on_with_a_full_queue_of_notifications(
+    full_queue: str, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that cannot notify sees aborts and settles them, on one connection.
+
+    NOTIFY of the first end fails | the second request is seen, and settled
+    """
+    app = make_app(full_queue, aioabort_poll_interval=0.1)
+    await to_thread.run_sync(lambda: app.backend.ResultSession().close())
+
+    def run_aborted() -> None:
+        run = Run(Context(id=str(uuid4()), hostname="worker@host"), agent_for(app))
+        run.supervisor.begin(run)
+        asyncio.run(abort(run.task_id))
+        assert run.wait(10)
+        run.end("SUCCESS")
+        run.supervisor.end(run)
+        asyncio.run(settled(run.task_id))
+
+    async def abort(task_id: str) -> None:
+        async with AbortClient(app) as client:
+            await client.abort(task_id)
+
+    async def settled(task_id: str) -> None:
+        async with AbortClient(app) as client:
+            with fail_after(10):
+                async for snapshot in client.watch(task_id):
+                    if snapshot.request and snapshot.request.outcome == "returned":
+                        break
+
+    try:
+        for _ in range(2):
+            await to_thread.run_sync(run_aborted)
+    finally:
+        stop_agents()
+    assert "trying again" not in caplog.text
+
+
+def fill_queue(server: Server) -> None:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        for _ in range(1_000):
+            try:
+                connection.execute(
+                    "SELECT pg_notify('something', i || repeat('x', 7000)) "
+                    "FROM generate_series(1, 10) AS i"
+                )
+            except psycopg.errors.ProgramLimitExceeded:
+                return
+    raise AssertionError("the queue is not full")
+
+
+@contextmanager
+def standby_of(primary: Server) -> Iterator[Server]:
+    """A hot standby that follows *primary*."""
+    programs = Path(f"/proc/{primary.pid}/exe").readlink().parent
+    account = "nobody" if os.geteuid() == 0 else None
+    data = primary.folder / "standby"
+    run = {"user": account, "cwd": "/", "stdout": subprocess.DEVNULL}
+    run["stderr"] = subprocess.DEVNULL
+    source = ["-h", str(primary.folder), "-p", str(primary.port), "-U", "postgres"]
+    subprocess.run(
+        [programs / "pg_basebackup", *source, "-D", data, "-R", "-c", "fast"],
+        check=True,
+        **run,
+    )
+    settings = ["listen_addresses=", "port=5433", "max_connections=200", "fsync=off"]
+    options = [option for setting in settings for option in ("-c", setting)]
+    process = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-k", primary.folder, *options], **run
+    )
+    try:
+        standby = Server(primary.folder, process.pid, 5433)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(standby.dsn()).close()
+            except psycopg.OperationalError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                break
+        yield standby
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(30)
+
+
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="needs /proc")
+async def test_a_new_primary_takes_over(make_app: MakeApp, task_id: str) -> None:
+    """After a failover, everybody goes on with the standby that was promoted.
+
+    notify over the primary, though the standby is named first | the primary dies |
+    promoted | the task ends there | wait() ends, abort() works, notify again
+    """
+    with throwaway_postgres() as primary, standby_of(primary) as standby:
+        hosts = f"host={primary.folder},{primary.folder}&port=5433,5432"
+        app = make_app(
+            primary.dsn(),
+            aioabort_dsn=f"postgresql://postgres@/postgres?{hosts}",
+            aioabort_poll_interval=0.1,
+        )
+        await to_thread.run_sync(lambda: app.backend.ResultSession().close())
+        async with AbortClient(app) as client:
+            await until(lambda: client.health().mode == "notify")
+            waiting = await waiting_for(client, task_id)
+            assert (await client.abort(task_id)).answer == "requested"
+            await to_thread.run_sync(replicated, standby, task_id)
+            os.kill(primary.pid, signal.SIGQUIT)
+            await until(lambda: client.health().mode == "poll")
+            with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+                connection.execute("SELECT pg_promote()")
+                connection.execute(
+                    "UPDATE celery_taskmeta SET status = 'REVOKED' WHERE task_id = %s",
+                    [task_id],
+                )
+            with fail_after(20), pytest.raises(Exception, match="REVOKED"):
+                await waiting
+            assert (await client.abort(str(uuid4()))).answer == "requested"
+            await until(lambda: client.health().mode == "notify")
+
+
+def replicated(standby: Server, task_id: str) -> None:
+    """Return when the standby knows of the request."""
+    statement = "SELECT count(*) FROM aioabort_request WHERE task_id = %s"
+    with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+        deadline = time.monotonic() + 20
+        while connection.execute(statement, [task_id]).fetchone() != (1,):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
