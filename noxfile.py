@@ -10,7 +10,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.sessions = ["lint", "typing", "docs", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 # Old with old and new with new: each release of Python and of Celery once.
@@ -75,3 +75,12 @@ def typing(session: nox.Session) -> None:
     # From a folder without the source, which would be found before the wheel.
     session.chdir(Path(session.create_tmp()))
     session.run("basedpyright", "--verifytypes", "aioabort", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into build/docs; a warning is an error."""
+    session.install(".", "pytest", *group("docs"))
+    session.run(
+        "sphinx-build", "-n", "-q", "-W", "docs", "build/docs", *session.posargs
+    )

@@ -66,7 +66,11 @@ class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
 
 
 class InvalidRequest(AioabortError, ValueError):
-    """A task id, a reason or a name that PostgreSQL could not store."""
+    """A task id, a reason or a name that PostgreSQL could not store.
+
+    An id has 1 to 155 characters, a text at most 4,096 bytes in UTF-8, neither a NUL;
+    a grace is a number of seconds, 0 or more.
+    """
 
 
 class ClientClosed(AioabortError, RuntimeError):

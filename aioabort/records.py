@@ -26,7 +26,12 @@ def is_storable(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbortRequest:
-    """Who asked a task to stop, why and when, and what became of it."""
+    """Who asked a task to stop, why and when, and what became of it.
+
+    All moments are PostgreSQL's, with a time zone. ``kill_at``: when a grace is over,
+    if one was given. ``seen_at``: the task noticed, in the process ``seen_by`` (its
+    node and pid). ``outcome`` is None until a run has ended.
+    """
 
     task_id: str
     requested_at: datetime
@@ -40,7 +45,7 @@ class AbortRequest:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the task is still to stop: no run has ended since the request."""
+        """Whether the task is still to stop, as no run has ended since the request."""
         return self.outcome is None
 
     def error(self) -> TaskAborted:
@@ -171,8 +176,9 @@ class TaskSnapshot(Generic[R_co]):
     """A task as PostgreSQL had it at one moment.
 
     ``result`` is the value of a SUCCESS, the exception of a FAILURE, RETRY or REVOKED,
-    and the ``meta`` of a state of the task's own. ``is_aborted``: the task is being
-    aborted, or has ended by it; ``is_finished``: it has ended.
+    and the ``meta`` of a state of the task's own. ``date_done``, with a time zone, is
+    when Celery stored the state. ``is_aborted``: the task is being aborted, or has
+    ended by it; ``is_finished``: it has ended.
     """
 
     task_id: str

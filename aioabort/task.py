@@ -34,8 +34,8 @@ class AbortableTask(GenericTask[P, R_co]):
     """
 
     abstract = True
-    #: ``"raise"``: an abort raises TaskAborted inside the running body, wherever that is
-    #: but in a ``shield()``. Coroutines are cancelled in either mode.
+    #: Whether an abort waits for the body to look, or raises TaskAborted inside it,
+    #: wherever that is but in a ``shield()``. Coroutines are cancelled in either mode.
     abort_mode: Literal["cooperative", "raise"] = "cooperative"
     Request = "aioabort.worker.request:AbortableRequest"
     _backend: Any
@@ -88,7 +88,10 @@ class AbortableTask(GenericTask[P, R_co]):
         meta: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Store a state, unless it would hide that the task is being aborted."""
+        """Store a state, unless it would hide that the task is being aborted.
+
+        From the abort on, a state of the task's own is dropped; its end is not.
+        """
         token = _token()
         is_own = task_id is None or task_id == token.task_id
         is_ending = isinstance(token, Run) and token.aborted and is_own

@@ -42,6 +42,9 @@ class AbortClient:
     Its statements run on *pool*, an asyncpg pool of yours that stays open, or else on
     one of its own; it listens on a connection of its own in any case.
     Raises ImproperlyConfigured if the app's configuration names no PostgreSQL.
+
+    Its methods raise ClientClosed unless it is open, StoreUnavailable while PostgreSQL
+    is away (but to wait goes on), and StoreError if it refuses.
     """
 
     def __init__(self, app: Celery, *, pool: "AnyPool | None" = None) -> None:

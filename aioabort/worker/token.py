@@ -64,7 +64,10 @@ class AbortToken:
             raise self.request.error()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep for *timeout* seconds, or until the abort; return whether it came."""
+        """Sleep for *timeout* seconds, or until the abort; return whether it came.
+
+        Without a timeout, until the abort only.
+        """
         with self.lock:
             if self._wake is None:
                 self._wake = threads.event()
