@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -23,8 +24,10 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 from celery import Celery, states
 from celery.app.task import Context
+from click.testing import CliRunner
 
 from aioabort import AbortClient
+from aioabort.cli.group import main
 from aioabort.postgres import listener
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
@@ -270,3 +273,19 @@ async def test_a_worker_sees_aborts_through_a_pooler(
             # Again and again: none comes before the pooler has been asked.
             await store.hint_workers(task_ids)
             await sleep(0.1)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_the_doctor_finds_a_pooler(
+    bouncer: Callable[[str], Bouncer], make_app: MakeApp, mode: str
+) -> None:
+    """It says that one is there, and whether notifications come through."""
+    app = make_app(bouncer(mode).dsn)
+    result = CliRunner().invoke(main, ["doctor"], obj=SimpleNamespace(app=app))
+
+    assert "ok   behind a connection pooler" in result.stdout
+    if mode == "session":
+        assert "ok   notify" in result.stdout
+    else:
+        assert "BAD  poll only, every 1 s: a connection pooler" in result.stdout
+    assert result.exit_code == (0 if mode == "session" else 1)
