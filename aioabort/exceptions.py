@@ -49,11 +49,16 @@ class TaskAborted(AioabortError, TaskRevokedError):
 
 
 class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
-    """The task did not end within the time given to ``wait()``; it may still run."""
+    """The task did not end within the time given to ``wait()``; it may still run.
 
-    def __init__(self, task_id: str, timeout: float, trouble: str = "") -> None:
+    Of a receipt's ``seen()``: the task did not notice its abort.
+    """
+
+    def __init__(
+        self, task_id: str, timeout: float, trouble: str = "", verb: str = "end"
+    ) -> None:
         super().__init__(
-            f"Task {task_id!r} did not end within {timeout:g} s"
+            f"Task {task_id!r} did not {verb} within {timeout:g} s"
             + (f", and PostgreSQL could not be asked: {trouble}" if trouble else "")
         )
         self.task_id = task_id

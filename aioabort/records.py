@@ -1,12 +1,12 @@
 """What is known of a task and of the request to abort it, as plain facts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from celery import states
 
-from aioabort.exceptions import TaskAborted
+from aioabort.exceptions import ClientClosed, TaskAborted
 
 #: The state that ``abort()`` gives to Celery's row, as in celery.contrib.abortable.
 ABORTED = "ABORTED"
@@ -96,6 +96,18 @@ class TaskRow:
         return self.request.outcome in {"aborted", "killed"}
 
 
+class Follower(Protocol):
+    """What follows a request to abort, after it was made."""
+
+    async def seen(self, task_id: str, timeout: float | None) -> AbortRequest | None:
+        """Return the request when its task has noticed it; None if it ended before."""
+        ...
+
+    async def settled(self, task_id: str, timeout: float | None) -> Outcome:
+        """Return how the task ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbortReceipt:
     """What ``abort()`` achieved.
@@ -111,11 +123,42 @@ class AbortReceipt:
     state: str | None = None
     request: AbortRequest | None = None
     before: "tuple[AbortReceipt, ...]" = field(default=(), repr=False)
+    follower: Follower | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_requested(self) -> bool:
         """Whether an abort of this task is in force, by this request or another."""
         return self.answer != "finished"
+
+    async def seen(self, timeout: float | None = None) -> AbortRequest | None:
+        """Return the request when the task has noticed it, with when and where.
+
+        None if the task ended without noticing, or had ended. Raises WaitTimeout after
+        *timeout* seconds.
+        """
+        return await self._follower.seen(self.task_id, timeout)
+
+    async def settled(self, timeout: float | None = None) -> Outcome:
+        """Return how the task ended: ``too_late`` also if it had ended.
+
+        Raises WaitTimeout after *timeout* seconds. What no worker has recorded some
+        seconds after the task's end is concluded from that end.
+        """
+        return await self._follower.settled(self.task_id, timeout)
+
+    @property
+    def _follower(self) -> Follower:
+        if self.follower is None:
+            raise ClientClosed(
+                f"The receipt of task {self.task_id!r} has no client: it was pickled, "
+                "or copied, or nobody had to be asked for it"
+            )
+        return self.follower
+
+    def __getstate__(self) -> list[Any]:
+        """Leave the client behind: it belongs to this process and its loop."""
+        names = (each.name for each in fields(self))
+        return [None if name == "follower" else getattr(self, name) for name in names]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,9 @@ class Pool:
             # Not StoreUnavailable: a pool does not come back.
             raise StoreError("The pool that the client was given is closed")
         try:
-            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT)
+            # Not the pool's own timeout, for which it would start a task each time.
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+                connection = await self._pool.acquire()
         except TimeoutError as error:
             raise StoreUnavailable("no connection was to be had in time") from error
         try:

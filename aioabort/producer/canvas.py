@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery.result import EagerResult, GroupResult, ResultBase, ResultSet
 
 from aioabort.exceptions import AioabortError
+from aioabort.producer.limits import check_task_id
 from aioabort.producer.result import AbortableAsyncResult
 
 if TYPE_CHECKING:
@@ -22,12 +23,11 @@ class Part(NamedTuple):
 def parts_of(result: Any) -> Iterator[Part]:
     """Yield what *result* stands for: its task, or each member of a group.
 
-    Raises AioabortError for a task that has run eagerly.
+    Raises what ``id_of_result()`` raises, for any of them.
     """
-    refuse_eager(result)
     before = tuple(_before(result))
     if not isinstance(result, ResultSet):
-        yield Part(result.id, before)
+        yield Part(id_of_result(result), before)
         return
     for member in result:
         for part in parts_of(member):
@@ -48,7 +48,7 @@ def _before(result: ResultBase) -> Iterable[str]:
 
 def _own_ids(result: Any) -> Iterator[str]:
     if not isinstance(result, ResultSet):
-        yield result.id
+        yield id_of_result(result)
         return
     for member in result:
         yield from _before(member)
@@ -94,22 +94,27 @@ def bind(result: ResultBase, client: "AbortClient") -> Any:
     return last
 
 
-def refuse_eager(result: object) -> None:
-    """Raise AioabortError if *result* is of a task that ran in this process."""
+def id_of_result(result: Any) -> str:
+    """Return the id of the result's task.
+
+    Raises InvalidRequest for one that cannot be, and AioabortError for a task that has
+    run eagerly.
+    """
     if isinstance(result, EagerResult):
         raise AioabortError(
             f"Task {result.id!r} has run already: with task_always_eager there is "
             "nothing to abort or await"
         )
+    check_task_id(result.id)
+    return str(result.id)
 
 
 def _bind_node(result: Any, client: "AbortClient") -> Any:
-    refuse_eager(result)
     if isinstance(result, GroupResult):
         members = [bind(member, client) for member in result]
         return client.app.GroupResult(result.id, members)
     bound: AbortableAsyncResult[Any] = AbortableAsyncResult(
-        result.id, app=client.app, client=client
+        id_of_result(result), app=client.app, client=client
     )
     bound.ignored = result.ignored
     return bound

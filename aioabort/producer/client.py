@@ -1,31 +1,28 @@
 """The client: sends tasks, asks them to stop and awaits them."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 from celery import Celery, Task
 from celery.canvas import Signature, group
 from celery.result import AsyncResult, GroupResult, ResultSet
 
-from aioabort.exceptions import WaitTimeout
 from aioabort.generics import GenericTask, P, R
 from aioabort.postgres.pool import AnyPool
-from aioabort.producer.aborting import Aborting, Demand, parts_of_all
-from aioabort.producer.codec import value_of
+from aioabort.producer.aborting import Aborting, Demand
+from aioabort.producer.awaiting import Awaiting
+from aioabort.producer.cancelling import REASON, aborting_on_cancel
 from aioabort.producer.connections import Connections
-from aioabort.producer.limits import check_task_id
 from aioabort.producer.publishing import publish
+from aioabort.producer.receipts import Following
 from aioabort.producer.result import AbortableAsyncResult
 from aioabort.producer.selection import criteria_of, unfinished
-from aioabort.records import (
-    AbortReceipt,
-    AbortRequest,
-    ClientHealth,
-    TaskRow,
-    TaskSnapshot,
-)
+from aioabort.producer.targets import each_of, id_of, parts_of_all, shaped, tasks_of
+from aioabort.records import AbortReceipt, AbortRequest, ClientHealth, TaskSnapshot
 from aioabort.settings import read_settings
 
 #: Expired rows a statement, so that none runs for long.
@@ -45,7 +42,9 @@ class AbortClient:
     def __init__(self, app: Celery, *, pool: "AnyPool | None" = None) -> None:
         self.app = app
         self._connections = Connections(app, read_settings(app), pool)
-        self._aborting = Aborting(self._connections)
+        self._awaiting = Awaiting(self._connections)
+        following = Following(self._connections, self._awaiting)
+        self._aborting = Aborting(self._connections, following)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -213,23 +212,29 @@ class AbortClient:
             receipts += await self._aborting.request(parts, demand)
         return receipts
 
-    async def is_aborted(self, task_id: str) -> bool:
+    async def is_aborted(self, target: "str | AsyncResult[Any]") -> bool:
         """Whether the task is being aborted, or has ended by it."""
-        return (await self._row(task_id)).is_aborted
+        return (await self._awaiting.row(id_of(target))).is_aborted
 
-    async def snapshot(self, task_id: str) -> TaskSnapshot[Any]:
+    @overload
+    async def snapshot(self, target: str) -> TaskSnapshot[Any]: ...
+    @overload
+    async def snapshot(self, target: "AsyncResult[R]") -> TaskSnapshot[R]: ...
+    async def snapshot(self, target: Any) -> TaskSnapshot[Any]:
         """Return what is known of the task now: its state, result and request."""
-        row = await self._row(task_id)
+        row = await self._awaiting.row(id_of(target))
         return self._connections.results.decode(row)
 
-    async def watch(self, task_id: str) -> AsyncGenerator[TaskSnapshot[Any]]:
+    async def watch(
+        self, target: "str | AsyncResult[Any]"
+    ) -> AsyncGenerator[TaskSnapshot[Any]]:
         """Yield what is known of the task now, and again after each change until it ends.
 
         States that follow each other closely may be passed over: the latest is what
         counts. The states before the end are as old as the poll interval at most.
         While PostgreSQL is away, it goes on waiting.
         """
-        check_task_id(task_id)
+        task_id = id_of(target)
         results = self._connections.results
         results.check_readable()
         with self._connections.hub.watching(task_id) as view:
@@ -239,24 +244,116 @@ class AbortClient:
                 if row.is_finished:
                     return
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> Any:
+    @overload
+    async def wait(
+        self,
+        target: str,
+        timeout: float | None = None,
+        *,
+        abort_on_cancel: bool = False,
+        reason: str | None = None,
+    ) -> Any: ...
+    @overload
+    async def wait(
+        self,
+        target: "AsyncResult[R]",
+        timeout: float | None = None,
+        *,
+        abort_on_cancel: bool = False,
+        reason: str | None = None,
+    ) -> R: ...
+    async def wait(
+        self,
+        target: Any,
+        timeout: float | None = None,
+        *,
+        abort_on_cancel: bool = False,
+        reason: str | None = None,
+    ) -> Any:
         """Return the task's value when it has ended, or raise the error that ended it.
 
         Raises TaskAborted if it was aborted, and WaitTimeout after *timeout* seconds;
         the task goes on then. While PostgreSQL is away, it goes on waiting.
+
+        With *abort_on_cancel*, a wait that is cancelled has the task asked to stop, for
+        *reason*, and is held up by that for 5 seconds at most.
         """
-        check_task_id(task_id)
-        results = self._connections.results
-        results.check_readable()
-        if timeout is not None and timeout <= 0:
-            now = await self._row(task_id)
-            row = now if now.is_finished else None
-        else:
-            row = await self._connections.hub.finished(task_id, timeout)
-        if row is None:
-            trouble = self._connections.hub.health.trouble
-            raise WaitTimeout(task_id, timeout or 0, str(trouble or "")) from trouble
-        return value_of(results.decode(row))
+        task_id = id_of(target)
+        if isinstance(target, AbortableAsyncResult) and target.end is not None:
+            return self._awaiting.value_of(target.end)
+        if not abort_on_cancel:
+            return await self._awaiting.value(task_id, timeout)
+        Demand(reason)
+        abort = partial(self.abort, target, reason=reason or REASON)
+        async with aborting_on_cancel(abort):
+            return await self._awaiting.value(task_id, timeout)
+
+    @overload
+    async def gather(
+        self,
+        results: "Iterable[AsyncResult[R]]",
+        *,
+        return_exceptions: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> list[R]: ...
+    @overload
+    async def gather(
+        self,
+        results: "ResultSet | Iterable[str | AsyncResult[Any] | ResultSet]",
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]: ...
+    async def gather(
+        self,
+        results: Any,
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Return the values of many tasks, in order, when all have ended.
+
+        The value of a group in *results* is the list of its members' values. The first
+        error is raised at once, as by ``asyncio.gather()``, and the other tasks go on;
+        with *return_exceptions* errors take the place of values. Raises WaitTimeout
+        after *timeout* seconds.
+        """
+        items = list(results if isinstance(results, ResultSet) else each_of(results))
+        task_ids = [id_of(task) for item in items for task in tasks_of(item)]
+        values = await self._awaiting.values(
+            task_ids, timeout, return_exceptions=return_exceptions
+        )
+        return shaped(items, iter(values))
+
+    @overload
+    def as_completed(
+        self, results: "Iterable[AsyncResult[R]]", *, timeout: float | None = None
+    ) -> AsyncGenerator[AbortableAsyncResult[R]]: ...
+    @overload
+    def as_completed(
+        self,
+        results: "ResultSet | Iterable[str | AsyncResult[Any] | ResultSet]",
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[AbortableAsyncResult[Any]]: ...
+    async def as_completed(
+        self, results: Any, *, timeout: float | None = None
+    ) -> AsyncGenerator[AbortableAsyncResult[Any]]:
+        """Yield the results of many tasks as these end; to await them takes no time.
+
+        Groups count as their members. Results that can be aborted are those that were
+        passed, others are made of ids and of Celery's. Raises WaitTimeout *timeout*
+        seconds after it began.
+        """
+        tasks = [task for item in each_of(results) for task in tasks_of(item)]
+        task_ids = [id_of(task) for task in tasks]
+        async with aclosing(self._awaiting.ends(task_ids, timeout)) as ends:
+            async for number, end in ends:
+                result = tasks[number]
+                if not isinstance(result, AbortableAsyncResult):
+                    result = self.result(task_ids[number])
+                result.end = end
+                yield result
 
     async def requests(
         self, *, limit: int = 100, pending: bool = False
@@ -273,8 +370,3 @@ class AbortClient:
         while count := await self._connections.store.delete_expired(CLEANUP_BATCH):
             deleted += count
         return deleted
-
-    async def _row(self, task_id: str) -> TaskRow:
-        check_task_id(task_id)
-        rows = await self._connections.results.snapshots([task_id])
-        return rows.get(task_id) or TaskRow(task_id=task_id)

@@ -1,7 +1,7 @@
 """From Celery's row to a snapshot, by the rules of the Celery that is installed."""
 
 import pickle
-from typing import Any
+from typing import Any, cast
 
 from celery import states
 from celery.exceptions import ChordError, TaskRevokedError
@@ -61,19 +61,30 @@ def value_of(snapshot: TaskSnapshot[Any]) -> Any:
     return None
 
 
-def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
-    request = snapshot.request
-    if request is not None and (request.outcome == "killed" or is_body(snapshot)):
-        return request.error()
-    if isinstance(snapshot.result, BaseException):
-        return snapshot.result
-    return TaskRevokedError(f"Task {snapshot.task_id!r} ended as {snapshot.state}")
+def has_stopped(snapshot: TaskSnapshot[Any]) -> bool:
+    """Whether an abort, of this task or of one before it, is stored as its end."""
+    # A task that fails by another's abort has an error like others.
+    is_revoked = snapshot.state == states.REVOKED
+    return is_revoked and isinstance(snapshot.result, TaskAborted)
 
 
-def is_body(snapshot: TaskSnapshot[Any]) -> bool:
-    """Whether the task is the body of a chord that an abort of its header has ended.
+def never_began(snapshot: TaskSnapshot[Any]) -> bool:
+    """Whether an abort of what was to come before the task has ended it.
 
-    Celery says no more than that, in words, and nobody has run the body.
+    Of the body of a chord, whose header was aborted, Celery says so in words only.
     """
-    error = snapshot.result
-    return isinstance(error, ChordError) and TaskAborted.__name__ in str(error)
+    error: Any = snapshot.result
+    if isinstance(error, ChordError):
+        return TaskAborted.__name__ in str(error)
+    return has_stopped(snapshot) and error.task_id != snapshot.task_id
+
+
+def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
+    error, request = snapshot.result, snapshot.request
+    if has_stopped(snapshot):
+        return cast("TaskAborted", error)
+    if request is not None and (request.outcome == "killed" or never_began(snapshot)):
+        return request.error()
+    if isinstance(error, BaseException):
+        return error
+    return TaskRevokedError(f"Task {snapshot.task_id!r} ended as {snapshot.state}")

@@ -5,15 +5,16 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
-from anyio import create_task_group
+from anyio import CancelScope, create_task_group, move_on_after
 from celery import Celery
 
 from aioabort import telemetry
 from aioabort.exceptions import ClientClosed, WrongLoop
-from aioabort.postgres.connection import connect
+from aioabort.postgres.connection import CLOSE_TIMEOUT, connect
 from aioabort.postgres.listener import HEARTBEAT, keep_listening, until_lost
 from aioabort.postgres.pool import AnyPool, Pool, borrow_pool, check_pool, open_pool
 from aioabort.postgres.store import Store
+from aioabort.producer.hints import Hints
 from aioabort.producer.hub import Hub
 from aioabort.producer.pace import notified, polling
 from aioabort.producer.results import Results, open_results
@@ -37,6 +38,8 @@ class Connections:
         if pool is not None:
             check_pool(pool)
         self.hub: Hub = Hub(settings.poll_interval)
+        #: For workers, sent while these are open.
+        self.hints: Hints = Hints()
         self._app = app
         self._settings = settings
         self._pool = pool
@@ -135,7 +138,11 @@ class Connections:
             ):
                 self._parts = (store, results)
                 opened.set_result(None)
-                await self._serve(store, results)
+                try:
+                    await self._serve(store, results)
+                finally:
+                    with CancelScope(shield=True), move_on_after(CLOSE_TIMEOUT):
+                        await self.hints.drain(store)
         except Exception as error:
             if opened.done():
                 raise
@@ -161,6 +168,7 @@ class Connections:
         async with create_task_group() as group:
             look = partial(hub.look, results)
             group.start_soon(keep_running, partial(hub.watcher.run, look), hub.health)
+            group.start_soon(self.hints.keep_sending, store)
             if not self._settings.notify:
                 self._refusal = "aioabort_notify is False"
                 return

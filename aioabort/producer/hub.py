@@ -4,8 +4,8 @@ A look costs the same for one as for a thousand, so nothing is asked for anybody
 """
 
 import asyncio
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from aioabort import telemetry
@@ -63,12 +63,7 @@ class Hub:
         waiting.
         """
         waiter = self._new_waiter()
-        waiters = self._ends.setdefault(task_id, set())
-        waiters.add(waiter)
-        self.size += 1
-        # Watched before it is looked at for the first time: an end between the two
-        # is seen by one of them.
-        self.watcher.watch(task_id)
+        self._join(task_id, waiter)
         timer = None
         if timeout is not None:
             # A cancel scope would cost more than all the rest of a waiter.
@@ -78,11 +73,26 @@ class Hub:
         finally:
             if timer is not None:
                 timer.cancel()
-            self.size -= 1
-            waiters.discard(waiter)
-            if not waiters:
-                del self._ends[task_id]
-                self._unwatch(task_id)
+            self._leave(task_id, waiter)
+
+    @asynccontextmanager
+    async def awaiting(
+        self, task_ids: Iterable[str]
+    ) -> AsyncGenerator[dict[str, Waiter]]:
+        """Await many for the time of the block; each of the futures gets a row.
+
+        Or the StoreError with which PostgreSQL refuses to tell.
+        """
+        waiters: dict[str, Waiter] = {}
+        try:
+            for count, task_id in enumerate(dict.fromkeys(task_ids), 1):
+                waiters[task_id] = self._await(task_id)
+                if not count % CHUNK:
+                    await asyncio.sleep(0)
+            yield waiters
+        finally:
+            for waiter in waiters.values():
+                waiter.cancel()
 
     @contextmanager
     def watching(self, task_id: str) -> Generator["View"]:
@@ -153,6 +163,34 @@ class Hub:
             yield from list(self._ends.get(task_id, ()))
             if task_id in self._changes:
                 yield from list(self._changes[task_id].waiters)
+
+    def _await(self, task_id: str) -> Waiter:
+        """Return a future that gets the row of the end, and is forgotten then."""
+        waiter = self._new_waiter()
+        self._join(task_id, waiter)
+
+        def forget(waiter: Waiter) -> None:
+            if not waiter.cancelled():
+                waiter.exception()  # nobody may ask for it
+            self._leave(task_id, waiter)
+
+        waiter.add_done_callback(forget)
+        return waiter
+
+    def _join(self, task_id: str, waiter: Waiter) -> None:
+        self._ends.setdefault(task_id, set()).add(waiter)
+        self.size += 1
+        # Watched before it is looked at for the first time: an end between the two
+        # is seen by one of them.
+        self.watcher.watch(task_id)
+
+    def _leave(self, task_id: str, waiter: Waiter) -> None:
+        self.size -= 1
+        waiters = self._ends[task_id]
+        waiters.discard(waiter)
+        if not waiters:
+            del self._ends[task_id]
+            self._unwatch(task_id)
 
     def _new_waiter(self) -> Waiter:
         if self._is_closed:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery, states
@@ -9,7 +10,9 @@ from celery.result import ResultBase
 
 from aioabort.exceptions import TaskAborted
 from aioabort.generics import GenericAsyncResult, GenericEagerResult, R_co
-from aioabort.records import AbortReceipt, TaskSnapshot
+from aioabort.producer.cancelling import REASON, aborting_on_cancel
+from aioabort.producer.limits import check_text
+from aioabort.records import AbortReceipt, TaskRow, TaskSnapshot
 
 if TYPE_CHECKING:
     from aioabort.producer.client import AbortClient
@@ -26,6 +29,8 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
     one that is opened for the running loop at first use and closed with the loop.
     """
 
+    #: How the task ended, if ``as_completed()`` has found out; an error if it could not.
+    end: TaskRow | Exception | None = None
     _backend: Any
 
     def __init__(
@@ -62,16 +67,27 @@ class AbortableAsyncResult(GenericAsyncResult[R_co]):
         return self.wait().__await__()
 
     async def wait(  # type: ignore[override]
-        self, timeout: float | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        abort_on_cancel: bool = False,
+        reason: str | None = None,
     ) -> R_co:
         """Return the task's value when it has ended, or raise the error that ended it.
 
         Raises TaskAborted if it was aborted, and WaitTimeout (a TimeoutError) after
         *timeout* seconds; the task goes on then. While PostgreSQL is away, it goes on
         waiting.
+
+        With *abort_on_cancel*, a wait that is cancelled has the task asked to stop, for
+        *reason*, and is held up by that for 5 seconds at most.
         """
+        if abort_on_cancel:
+            check_text("reason", reason)
+            async with aborting_on_cancel(partial(self.abort, reason=reason or REASON)):
+                return await self.wait(timeout)
         client = await self._open_client()
-        value: R_co = await client.wait(self.id, timeout)
+        value: R_co = await client.wait(self, timeout)
         return value
 
     async def abort(
@@ -130,7 +146,7 @@ class AbortableEagerResult(  # pyright: ignore[reportIncompatibleMethodOverride]
     _backend: Any = None
 
     async def wait(  # type: ignore[override]
-        self, timeout: float | None = None
+        self, timeout: float | None = None, **_: object
     ) -> R_co:
         """Return the task's value, or raise the error that ended it."""
         del timeout

@@ -78,6 +78,8 @@ class Reports:
             )
             telemetry.seen(recorded)
             _discard(self._seen, seen)
+            # Who holds the receipt of a request may wait for this.
+            self._done.update(dict.fromkeys(task_id for task_id, _ in seen))
 
     async def _send_outcomes(self, store: Store) -> None:
         if outcomes := self._outcomes.copy():

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -45,6 +45,8 @@ class Network:
         self._flows = asyncio.Event()
         self._flows.set()
         self.connections = 0
+        #: How many times a client has sent something.
+        self.requests = 0
 
     @property
     def dsn(self) -> str:
@@ -76,6 +78,9 @@ class Network:
         self._flows = asyncio.Event()
         self._flows.set()
 
+    def _count(self) -> None:
+        self.requests += 1
+
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -90,18 +95,22 @@ class Network:
         self._writers |= writers
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(reader, far[1], self._flows))
+                group.create_task(_pump(reader, far[1], self._flows, self._count))
                 group.create_task(_pump(far[0], writer, self._flows))
         finally:
             self._writers -= writers
 
 
 async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    flows: asyncio.Event,
+    count: Callable[[], None] = lambda: None,
 ) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65_536):
             await flows.wait()
+            count()
             writer.write(data)
             await writer.drain()
     writer.close()

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from celery import Celery, chain, chord, group, states
 from celery.exceptions import ImproperlyConfigured
 from celery.result import (
@@ -31,11 +31,14 @@ from aioabort import (
     AbortClient,
     AbortReceipt,
     AioabortError,
+    ClientClosed,
     InvalidRequest,
     ResultsElsewhere,
     StoreError,
 )
+from aioabort.postgres.hints import decode_hint
 from aioabort.postgres.store import Store
+from tests.integration.conftest import Network
 
 Database: TypeAlias = "asyncpg.Connection[Any]"
 MakeApp = Callable[..., Celery]
@@ -160,7 +163,7 @@ async def test_nothing_to_abort_is_no_error(client: AbortClient, nothing: Any) -
         (None, "not None"),
         (b"id", "not b'id'"),
         ({"task": "step"}, "not {'task': 'step'}"),
-        (["id", 7], "string that is not empty: 7"),
+        (["id", 7], "not 7"),
         (["id", None], "None"),
         (["id", ["nested"]], "nested"),
         (["id", ""], "not empty"),
@@ -326,6 +329,9 @@ async def test_a_receipt_is_a_plain_fact(client: AbortClient) -> None:
     for other in (pickle.loads(pickle.dumps(receipt)), copy(receipt)):
         assert other == receipt
         assert hash(other) == hash(receipt)
+        assert "client" not in repr(receipt)
+        with pytest.raises(ClientClosed, match=f"receipt of task '{task_id}'"):
+            await other.seen()
 
 
 async def test_aborts_by_name_worker_queue_and_age(
@@ -438,3 +444,67 @@ async def test_results_elsewhere_cannot_be_searched(dsn: str) -> None:
     async with AbortClient(app) as client:
         with pytest.raises(ResultsElsewhere, match="abort_where"):
             await client.abort_where(before=datetime.now(UTC))
+
+
+async def test_an_abort_is_two_round_trips_at_most(
+    network: Network, make_app: MakeApp, app: Celery
+) -> None:
+    """One for the request, one beside it for the workers; as few if it was too late."""
+    async with AbortClient(make_app(network.dsn, aioabort_poll_interval=3_600)) as it:
+        again, done = new_ids(2)
+        await end(app, done, 1, states.SUCCESS)
+
+        async def round_trips(ids: list[str]) -> int:
+            before = network.requests
+            for task_id in ids:
+                await it.abort(task_id, reason="why", requested_by="alice")
+            await it._connections.hints.drain(it._connections.store)
+            return network.requests - before
+
+        # Statements are prepared once a connection.
+        for _ in range(3):
+            await asyncio.gather(*(round_trips([each]) for each in new_ids(10)))
+            await round_trips([*new_ids(10), again, done])
+        # The listener has its heartbeat.
+        at_most = 2 * 50 + 5
+        assert await round_trips(new_ids(50)) <= at_most
+        assert await round_trips([again] * 50) <= at_most
+        assert await round_trips([done] * 50) <= at_most
+
+
+async def test_workers_are_told_of_many_at_once(
+    client: AbortClient, store: Store, database: Database
+) -> None:
+    """Each request is told of, in far fewer notifications than there are requests."""
+    told: list[str] = []
+    notifications: list[Any] = []
+
+    def hear(_connection: Any, _pid: int, _channel: str, payload: Any) -> None:
+        notifications.append(payload)
+        told.extend(decode_hint(payload) or [])
+
+    await database.add_listener(store.request_channel, hear)
+    ids = new_ids(500)
+    await asyncio.gather(*map(client.abort, ids))
+    with fail_after(10):
+        while len(told) < len(ids):
+            await asyncio.sleep(0.01)
+    assert sorted(told) == sorted(ids)
+    assert len(notifications) < 100
+
+
+async def test_closing_tells_workers_first(
+    app: Celery, store: Store, database: Database
+) -> None:
+    """A client that is closed right after the request leaves no worker to its poll."""
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    def hear(_connection: Any, _pid: int, _channel: str, payload: Any) -> None:
+        told.put_nowait(payload)
+
+    await database.add_listener(store.request_channel, hear)
+    for task_id in new_ids(5):
+        async with AbortClient(app) as client:
+            await client.abort(task_id)
+        with fail_after(5):
+            assert decode_hint(await told.get()) == [task_id]

@@ -1,6 +1,6 @@
 """How users' code is seen by type checkers; never run."""
 
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import asyncpg
 from celery import Celery, Signature, Task, group
@@ -96,8 +96,33 @@ async def abort(
     assert_type(await client.abort_where(task=task, queue="q"), list[AbortReceipt])
     receipt = await client.abort("id")
     assert_type(receipt.before, tuple[AbortReceipt, ...])
+    assert_type(await receipt.seen(timeout=5), AbortRequest | None)
+    assert_type(
+        await receipt.settled(timeout=60),
+        Literal["aborted", "returned", "failed", "too_late", "killed"],
+    )
 
 
 async def lend(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     async with AbortClient(app, pool=pool) as client:
         assert_type(client.is_closed, bool)
+
+
+async def await_many(
+    client: AbortClient,
+    results: list[AbortableAsyncResult[bytes]],
+    members: GroupResult,
+) -> None:
+    assert_type(await client.wait(results[0], 5, abort_on_cancel=True), bytes)
+    assert_type(await results[0].wait(abort_on_cancel=True, reason="gone"), bytes)
+    assert_type(await client.wait("id"), Any)
+    assert_type(await client.snapshot(results[0]), TaskSnapshot[bytes])
+    assert_type(await client.gather(results), list[bytes])
+    assert_type(await client.gather(results, return_exceptions=True), list[Any])
+    assert_type(await client.gather(members), list[Any])
+    assert_type(await client.gather(["a", results[0], members]), list[Any])
+    async for result in client.as_completed(results, timeout=5):
+        assert_type(result, AbortableAsyncResult[bytes])
+        assert_type(await result, bytes)
+    async for other in client.as_completed(["a", members]):
+        assert_type(other, AbortableAsyncResult[Any])
