@@ -38,7 +38,7 @@ def finish_aborted(
         if run is not None:
             # First: if the process dies before the end of the task is stored, the
             # redelivery does it again.
-            end_what_follows(task.backend, request, error)
+            run.followers = end_what_follows(task.backend, request, error)
         is_stored = state == states.REVOKED
         task.backend.mark_as_failure(
             request.id or "",

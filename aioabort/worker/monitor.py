@@ -62,7 +62,8 @@ class Monitor:
         result was stored, so one more look finds it.
         """
         if run.outcome is not None:
-            self._reports.done(run.task_id)
+            for task_id in (run.task_id, *run.followers):
+                self._reports.done(task_id)
         if run.outcome is None or len(self._watcher) > MOST_RUNS:
             self._forget(run)
         elif run.aborted:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -39,6 +40,7 @@ class Run(AbortToken):
         "_observed",
         "_requested_before",
         "ended_at",
+        "followers",
         "honoured",
         "in_body",
         "is_started",
@@ -70,6 +72,8 @@ class Run(AbortToken):
         self.in_body: bool = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
+        #: The ids of what was to come after it, and has ended with it.
+        self.followers: Iterable[str] = ()
         #: The task handed its id over to another one by ``replace()``.
         self.replaced: bool = False
         self.seen_at: float = 0.0

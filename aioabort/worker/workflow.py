@@ -4,7 +4,7 @@ Celery ends the later tasks of a chain itself, but not those within a group or a
 who waits for one of them would wait for ever.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from typing import Any, cast
 
@@ -17,23 +17,29 @@ from aioabort.exceptions import TaskAborted
 Part = Mapping[str, Any]
 
 
-def end_what_follows(backend: Any, request: Context, error: TaskAborted) -> None:
+def end_what_follows(
+    backend: Any, request: Context, error: TaskAborted
+) -> Iterable[str]:
     """Store *error* as REVOKED for all that would have run after the task.
 
-    After a crash in the middle of it, it may be done again.
+    Returns the ids of what it has ended. After a crash in the middle of it, it may be
+    done again.
     """
-    _end_all(backend, request.chain or [], error)
+    tasks = list(_tasks(request.chain or []))
     body: Any = request.chord
     if body and body.get("subtask_type"):
-        _end_all(backend, body, error)
+        tasks += _tasks(body)
         if not body["options"].get("task_id"):
             # Celery 5.5 cannot fail a body without an id, such as a chain.
-            ids = [task["options"].get("task_id") for task in _tasks(body)]
-            body["options"]["task_id"] = next(reversed(ids), None)
+            body["options"]["task_id"] = _id(tasks[-1]) if tasks else None
     elif body:
         # Celery fails it when the rest of the header has ended, but does not tell
         # the chord whose header this body is in.
         _return_part(backend, _context(body), error)
+    for follower in map(_context, tasks):
+        backend.store_result(follower.id, error, states.REVOKED, request=follower)
+        _return_part(backend, follower, error)
+    return list(map(_id, tasks))
 
 
 def without_what_follows(request: Context) -> Context:
@@ -41,14 +47,6 @@ def without_what_follows(request: Context) -> Context:
     rest = copy(request)
     rest.chain = None
     return rest
-
-
-def _end_all(backend: Any, part: object, error: TaskAborted) -> None:
-    for task in _tasks(part):
-        request = _context(task)
-        if request.id:
-            backend.store_result(request.id, error, states.REVOKED, request=request)
-            _return_part(backend, request, error)
 
 
 def _return_part(backend: Any, request: Context, error: TaskAborted) -> None:
@@ -59,8 +57,13 @@ def _return_part(backend: Any, request: Context, error: TaskAborted) -> None:
 def _context(task: Part) -> Context:
     options = task["options"]
     request = Context({**task, **options})
-    request.id, request.group = options.get("task_id"), options.get("group_id")
+    request.id, request.group = _id(task), options.get("group_id")
     return request
+
+
+def _id(task: Part) -> str:
+    task_id: str = task["options"]["task_id"]
+    return task_id
 
 
 def _tasks(part: Any) -> Iterator[Part]:
@@ -75,5 +78,7 @@ def _tasks(part: Any) -> Iterator[Part]:
             # Its chord is one that ends here as well, and waits for nothing.
             yield {**task, "options": {**task["options"], "chord": None}}
         yield from _tasks(part["kwargs"]["body"])
-    else:
+    elif part["options"].get("task_id"):
+        # Celery gives all tasks of a workflow their ids before it publishes the first
+        # of them: nobody can wait for one that has none.
         yield part
