@@ -3,7 +3,6 @@
 Each cell of the table runs with results in PostgreSQL and in Redis, and none may hang.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import redis
 from celery import Signature, chain, chord, group
 from celery.events.state import State
 from celery.exceptions import ChordError
@@ -22,28 +20,6 @@ from aioabort import TaskAborted
 
 from .conftest import StartWorker, follow_log
 from .harness import BOUND, Stage, Worker, becomes_true, execute
-
-REDIS_VARIABLE = "AIOABORT_TEST_REDIS"
-REDIS = os.environ.get(REDIS_VARIABLE, "redis://127.0.0.1:6379/7")
-
-#: Tells others' keys from ours.
-PREFIX = f"aioabort-{uuid4().hex}-"
-
-
-@pytest.fixture(scope="session")
-def results_in_redis() -> Iterator[dict[str, Any]]:
-    """The settings of an app that keeps its results in Redis."""
-    with redis.Redis.from_url(REDIS) as server:
-        try:
-            server.ping()
-        except redis.ConnectionError as error:
-            pytest.skip(f"no Redis at ${REDIS_VARIABLE} or {REDIS}: {error}")
-        yield {
-            "result_backend": REDIS,
-            "result_backend_transport_options": {"global_keyprefix": PREFIX},
-        }
-        for key in server.scan_iter(f"{PREFIX}*"):
-            server.delete(key)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +36,16 @@ def ending_workers(
         def worker(results: str) -> Worker:
             if results == "postgresql":
                 return start_worker("prefork", aioabort_poll_interval=0.2, **telling)
-            settings = request.getfixturevalue("results_in_redis")
+            url, options = request.getfixturevalue("in_redis")
             execute(dsn, "DROP TABLE celery_taskmeta, celery_tasksetmeta")
-            return start_worker("prefork", dsn, aioabort_dsn=dsn, **telling, **settings)
+            return start_worker(
+                "prefork",
+                dsn,
+                aioabort_dsn=dsn,
+                result_backend=url,
+                result_backend_transport_options=options,
+                **telling,
+            )
 
         yield worker
 
