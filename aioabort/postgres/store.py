@@ -4,7 +4,7 @@ Every method raises StoreUnavailable when the server cannot be reached, and Stor
 when it refuses.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +65,11 @@ class Store:
         self._finished = tables.fill(statements.FINISHED)
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
+        self._settle = tables.fill(
+            statements.SETTLE if self.has_results else statements.SETTLE_ALONE
+        )
         self._hasten = tables.fill(statements.HASTEN)
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
-        self._waive_kill = tables.fill(statements.WAIVE_KILL)
         self._claim_overdue = tables.fill(statements.CLAIM_OVERDUE)
         self._list_requests = tables.fill(statements.LIST_REQUESTS)
         self._delete_expired = tables.fill(statements.DELETE_EXPIRED)
@@ -102,7 +104,7 @@ class Store:
         return await self._rows(self._snapshot, task_ids)
 
     async def finished(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
-        """Return the rows of those tasks that have ended, or are being killed."""
+        """Return the rows of those tasks that have ended."""
         return await self._rows(self._finished, task_ids)
 
     async def record_seen(
@@ -132,19 +134,24 @@ class Store:
             ages,
         )
 
+    async def settle(self, outcomes: Mapping[str, Outcome]) -> list[AbortRequest]:
+        """Note how tasks ended just now, by their ids; return the requests settled by it.
+
+        A result that Celery has stored counts for more, and ``failed`` is noted as
+        ``too_late`` of a task that had not seen its request.
+        """
+        rows = await self._fetch(self._settle, [*outcomes], [*outcomes.values()])
+        return list(map(_to_request, rows))
+
     async def hasten(self, task_ids: Sequence[str], grace: float) -> None:
         """Have pending requests end in a kill after *grace* seconds, if not before."""
         await self._fetch(self._hasten, task_ids, grace)
 
     async def claim_kill(self, request: AbortRequest) -> bool:
-        """Settle the request as killed; return whether it is ours to carry that out."""
+        """Take the kill off the request; return whether it is ours to carry it out."""
         return bool(
             await self._fetch(self._claim_kill, request.task_id, request.requested_at)
         )
-
-    async def waive_kill(self, request: AbortRequest) -> None:
-        """Have nobody kill the task: its pool cannot do that."""
-        await self._fetch(self._waive_kill, request.task_id, request.requested_at)
 
     async def claim_overdue_kills(self, late: float) -> list[str]:
         """Return the tasks that are to be killed by us, as nobody did in *late* seconds."""

@@ -6,6 +6,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import TaskRevokedError
 
+from aioabort.exceptions import TaskAborted
 from aioabort.records import TaskRow, TaskSnapshot
 
 
@@ -61,7 +62,10 @@ def value_of(snapshot: TaskSnapshot[Any]) -> Any:
 
 
 def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
-    if snapshot.request is not None and snapshot.request.outcome == "killed":
+    if isinstance(snapshot.result, TaskAborted):
+        return snapshot.result
+    if snapshot.is_aborted and snapshot.request is not None:
+        # Killed: Celery stores that the task was revoked, and by nobody.
         return snapshot.request.error()
     if isinstance(snapshot.result, BaseException):
         return snapshot.result

@@ -11,9 +11,6 @@ from aioabort.watcher import Watcher
 #: Seconds; completions that are told of within them share one statement.
 COALESCE = 0.005
 
-#: Seconds until the next look at a task that is being killed.
-NEARLY = 0.05
-
 
 class Hub:
     """The awaited ids, and the futures of those who await them."""
@@ -52,10 +49,6 @@ class Hub:
             return
         self.health.recovered()
         for task_id, row in rows.items():
-            if not row.is_finished:
-                loop = asyncio.get_running_loop()
-                loop.call_later(NEARLY, self.watcher.hint, (task_id,))
-                continue
             for waiter in self._waiting_for(task_id):
                 waiter.set_result(row)
 

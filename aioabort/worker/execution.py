@@ -76,6 +76,7 @@ def run_abortable(
         if not run.is_started:
             run.is_started = True
             _check_start(run)
+        run.is_killable = True
         return _finish_coroutine(task, run, _call(task, run, body, args, kwargs))
     except (TaskAborted, ExceptionGroup) as raised:
         error = _own_abort(raised, request)
@@ -84,6 +85,8 @@ def run_abortable(
         finish_aborted(task, request, error, run)
     finally:
         run.in_body = was_in_body
+        if not was_in_body:
+            run.leave_body()
 
 
 def _check_start(run: Run) -> None:

@@ -6,7 +6,6 @@ they know, and what is to be reported waits.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Never
 
@@ -38,9 +37,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Monitor:
     """The runs of this process, and the one connection that watches over them."""
 
-    def __init__(self, settings: Settings, revoke: Callable[[str], object]) -> None:
+    def __init__(self, settings: Settings, kills: Kills) -> None:
         self._settings = settings
-        self._kills = Kills(revoke)
+        self._kills = kills
         self._store: Store | None = None
         self._connected = asyncio.Event()
         self._connectivity = Connectivity("aioabort worker", settings.poll_interval)

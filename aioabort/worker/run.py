@@ -13,6 +13,9 @@ from aioabort import threads
 from aioabort.records import AbortRequest, Outcome, TaskRow
 from aioabort.worker.token import AbortToken, current
 
+#: Seconds that a body waits at its end when its process is to be ended.
+LONGEST_KILL = 15.0
+
 
 class Supervisor(Protocol):
     """What sets the tokens of running tasks, and hears from them."""
@@ -39,11 +42,14 @@ class Run(AbortToken):
     __slots__ = (
         "_observed",
         "_requested_before",
+        "_spared",
         "ended_at",
         "followers",
         "honoured",
         "in_body",
+        "is_killable",
         "is_started",
+        "is_unkillable",
         "looked",
         "node",
         "outcome",
@@ -70,6 +76,10 @@ class Run(AbortToken):
         self.state: str | None = None
         #: Within the innermost wrapper, which turns TaskAborted into the task's end.
         self.in_body: bool = False
+        #: The body runs: until it is over, its process may be ended.
+        self.is_killable: bool = False
+        #: Its grace is over, but nobody can end its process.
+        self.is_unkillable: bool = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
         #: The ids of what was to come after it, and has ended with it.
@@ -81,6 +91,7 @@ class Run(AbortToken):
         self.outcome: Outcome | None = None
         self._observed = False
         self._requested_before: datetime | None = None
+        self._spared: threads.Event | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -112,6 +123,32 @@ class Run(AbortToken):
         self._requested_before = request.requested_at
         return self.redelivered
 
+    def condemn(self) -> bool:
+        """Whether the process may be ended for this run: its body is not over.
+
+        The body waits at its end then, for a while. Else the signal would hit what
+        comes after it: the next task, or Celery, which stores what came of this one.
+        """
+        with self.lock:
+            if self.is_killable and self._spared is None:
+                self._spared = threads.event()
+            return self.is_killable
+
+    def spare(self) -> None:
+        """Let the process go on: it is not ended for this run."""
+        with self.lock:
+            spared, self._spared = self._spared, None
+        if spared is not None:
+            spared.set()
+
+    def leave_body(self) -> None:
+        """Note that the body is over, unless the process is being ended for it."""
+        with self.lock:
+            self.is_killable = False
+            spared = self._spared
+        if spared is not None:
+            spared.wait(LONGEST_KILL)
+
     def end(self, state: str | None) -> None:
         """Note that Celery is done with the run; *state* is what it recorded."""
         self.ended_at = time.monotonic()
@@ -124,8 +161,9 @@ class Run(AbortToken):
             # A redelivery was stopped, of a run that had ended without settling it.
             was_finished = self.state in {states.SUCCESS, states.FAILURE}
             return "too_late" if was_finished else "aborted"
+        unseen: Outcome = "unkillable" if self.is_unkillable else "too_late"
         if state == states.SUCCESS:
-            return "returned" if self.seen else "too_late"
+            return "returned" if self.seen else unseen
         if state == states.FAILURE:
-            return "failed" if self.seen else "too_late"
+            return "failed" if self.seen else unseen
         return None
