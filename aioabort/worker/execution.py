@@ -171,6 +171,7 @@ def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
         return None
     run = Run(request, agent)
     token.current.set(run)
+    token.lend(run)
     agent.begin(run)
     return run
 
@@ -192,6 +193,7 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
     run = token.current.get()
     if isinstance(run, Run) and run.task_id == task_id and not run.has_ended:
         token.current.set(run.outer)
+        token.lend(run.outer)
         run.end(state)
         run.supervisor.end(run)
         if run.aborted and run.outcome is not None:

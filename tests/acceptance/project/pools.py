@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 from marks import note, until, wait_for
 
-from aioabort import AbortableTask
+from aioabort import AbortableTask, current_token
 from aioabort.worker import kills
 
 # Five seconds are long for a test.
@@ -116,6 +117,14 @@ def ignoring(self: AbortableTask, place: str) -> str:
     return "done"
 
 
+def with_threads(place: str) -> str:
+    """Have a thread look that was handed nothing."""
+    note(place, "body")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(until, lambda: current_token().is_aborted()).result()
+    return "stopped"
+
+
 def stuck(place: str) -> None:
     """Compute in C, which lets no other thread of Python run."""
     note(place, "body", os.getpid())
@@ -149,6 +158,7 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:
     """Return the tasks of this module, for the app whose decorator *task* is."""
     return SimpleNamespace(
         ignoring=task(bind=True)(ignoring),
+        with_threads=task(with_threads),
         stuck=task(stuck),
         locked=task(locked),
         lasting=task(lasting),
