@@ -15,8 +15,9 @@ R_co = TypeVar("R_co", covariant=True)
 
 #: How a task that was asked to stop ended: it stopped (``aborted``), it saw the
 #: request and returned a value or failed all the same, it ended without having seen
-#: it (``too_late``), or its process was ended (``killed``).
-Outcome = Literal["aborted", "returned", "failed", "too_late", "killed"]
+#: it (``too_late``; ``unkillable`` if its grace was over, but its pool could not kill
+#: it), or its process was ended (``killed``).
+Outcome = Literal["aborted", "returned", "failed", "too_late", "unkillable", "killed"]
 
 
 def is_storable(text: str) -> bool:

@@ -16,7 +16,13 @@ from aioabort.worker.agent import agent_for
 from aioabort.worker.execution import make_abortable
 from aioabort.worker.finish import AbortHonoured, end_instead_of_retry
 from aioabort.worker.run import Run
-from aioabort.worker.token import OUTSIDE, AbortToken, current, current_token
+from aioabort.worker.token import (
+    OUTSIDE,
+    AbortToken,
+    current,
+    current_token,
+    find_token,
+)
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -160,7 +166,7 @@ class AbortableTask(GenericTask[P, R_co]):
         return super().replace(sig)
 
     def _is_aborted(self, task_id: str | None = None, **_: Any) -> bool:
-        token = _token()
+        token = find_token()
         if task_id is None or task_id == token.task_id:
             return token is not OUTSIDE and token.is_aborted()
         result = cast("object", self.AsyncResult(task_id))

@@ -130,6 +130,38 @@ GIVE_UP_RESULTS: Final = """
         AND status NOT IN ('SUCCESS', 'FAILURE', 'REVOKED', 'ABORTED')
 """
 
+# For ends that the task's own process could not record. What Celery has stored of the
+# task may be better than what is said of it here.
+SETTLE: Final = """
+    -- $1 task ids, $2 outcomes
+    UPDATE {request} AS r
+    SET outcome = CASE
+            WHEN n.outcome <> 'failed'
+                AND coalesce(t.status, '') NOT IN ('SUCCESS', 'FAILURE') THEN n.outcome
+            WHEN r.seen_at IS NULL THEN 'too_late'
+            WHEN t.status = 'SUCCESS' THEN 'returned'
+            ELSE 'failed' END,
+        outcome_at = clock_timestamp()
+    FROM unnest($1::text[], $2::text[]) AS n (task_id, outcome)
+    LEFT JOIN {task} AS t ON t.task_id = n.task_id
+    WHERE r.task_id = n.task_id AND r.outcome IS NULL
+    RETURNING r.task_id, requested_at, reason, requested_by, kill_at,
+              seen_at, seen_by, r.outcome, outcome_at
+"""
+
+SETTLE_ALONE: Final = """
+    -- $1 task ids, $2 outcomes
+    UPDATE {request} AS r
+    SET outcome = CASE
+            WHEN n.outcome = 'failed' AND r.seen_at IS NULL THEN 'too_late'
+            ELSE n.outcome END,
+        outcome_at = clock_timestamp()
+    FROM unnest($1::text[], $2::text[]) AS n (task_id, outcome)
+    WHERE r.task_id = n.task_id AND r.outcome IS NULL
+    RETURNING r.task_id, requested_at, reason, requested_by, kill_at,
+              seen_at, seen_by, r.outcome, outcome_at
+"""
+
 # A request may be made more urgent, never less.
 HASTEN: Final = """
     -- $1 task ids, $2 seconds of grace
@@ -140,26 +172,18 @@ HASTEN: Final = """
               seen_at, seen_by, outcome, outcome_at
 """
 
-# Whoever gets the row back carries the kill out; nobody else does.
+# Whoever gets the row back carries the kill out; nobody else does. The request stays
+# pending: how the task ends is recorded by whoever sees that.
 CLAIM_KILL: Final = """
-    -- $1 task id, $2 requested_at
-    UPDATE {request}
-    SET outcome = 'killed', outcome_at = clock_timestamp()
-    WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
-        AND kill_at IS NOT NULL
-    RETURNING task_id, outcome, 0::float8 AS ago, traceparent,
-        extract(epoch FROM outcome_at - requested_at)::float8 AS after
-"""
-
-WAIVE_KILL: Final = """
     -- $1 task id, $2 requested_at
     UPDATE {request}
     SET kill_at = NULL
     WHERE task_id = $1 AND requested_at = $2 AND outcome IS NULL
+        AND kill_at IS NOT NULL
+    RETURNING task_id
 """
 
-# Of processes that could not do it themselves. The request stays as it is: a task
-# that has not begun must not begin.
+# Of processes that could not do it themselves.
 CLAIM_OVERDUE: Final = """
     -- $1 seconds overdue
     UPDATE {request} AS r

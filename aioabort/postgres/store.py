@@ -71,9 +71,11 @@ class Store:
         self._record_seen = tables.fill(statements.RECORD_SEEN)
         self._record_outcome = tables.fill(statements.RECORD_OUTCOME)
         self._give_up_results = tables.fill(statements.GIVE_UP_RESULTS)
+        self._settle = tables.fill(
+            statements.SETTLE if self.has_results else statements.SETTLE_ALONE
+        )
         self._hasten = tables.fill(statements.HASTEN)
         self._claim_kill = tables.fill(statements.CLAIM_KILL)
-        self._waive_kill = tables.fill(statements.WAIVE_KILL)
         self._claim_overdue = tables.fill(statements.CLAIM_OVERDUE)
         self._list_requests = tables.fill(statements.LIST_REQUESTS)
         self._delete_expired = tables.fill(statements.DELETE_EXPIRED)
@@ -191,15 +193,20 @@ class Store:
         if self.has_results:
             await self._fetch(self._give_up_results, task_ids)
 
-    async def claim_kill(self, request: AbortRequest) -> list[Stage]:
-        """Settle the request as killed; return nothing if that is not ours to do."""
-        return _to_stages(
+    async def settle(self, outcomes: Mapping[str, Outcome]) -> list[AbortRequest]:
+        """Note how tasks ended just now, by their ids; return the requests settled by it.
+
+        A result that Celery has stored counts for more, and ``failed`` is noted as
+        ``too_late`` of a task that had not seen its request.
+        """
+        rows = await self._fetch(self._settle, [*outcomes], [*outcomes.values()])
+        return list(map(_to_request, rows))
+
+    async def claim_kill(self, request: AbortRequest) -> bool:
+        """Take the kill off the request; return whether it is ours to carry it out."""
+        return bool(
             await self._fetch(self._claim_kill, request.task_id, request.requested_at)
         )
-
-    async def waive_kill(self, request: AbortRequest) -> None:
-        """Have nobody kill the task: its pool cannot do that."""
-        await self._fetch(self._waive_kill, request.task_id, request.requested_at)
 
     async def claim_overdue_kills(self, late: float) -> list[str]:
         """Return the tasks that are to be killed by us, as nobody did in *late* seconds."""

@@ -83,7 +83,8 @@ def _error_of(snapshot: TaskSnapshot[Any]) -> BaseException:
     error, request = snapshot.result, snapshot.request
     if has_stopped(snapshot):
         return cast("TaskAborted", error)
-    if request is not None and (request.outcome == "killed" or never_began(snapshot)):
+    if request is not None and (snapshot.is_aborted or never_began(snapshot)):
+        # If killed, Celery stores that the task was revoked, and by nobody.
         return request.error()
     if isinstance(error, BaseException):
         return error

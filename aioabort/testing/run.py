@@ -16,7 +16,7 @@ from aioabort.records import Outcome
 from aioabort.task import AbortableTask
 from aioabort.testing.token import ControlledToken
 from aioabort.worker.finish import AbortHonoured
-from aioabort.worker.token import AbortToken, current
+from aioabort.worker.token import OUTSIDE, AbortToken, current, lend
 
 T = TypeVar("T")
 
@@ -150,6 +150,8 @@ class AbortableRun(Generic[P, R]):
                 stack.enter_context(patch.object(task, name, value))
             # Again, as this may be another thread than the block's.
             stack.callback(current.reset, current.set(self._token))
+            lend(self._token)
+            stack.callback(lend, OUTSIDE)
             running: Any = vars(_state)["_task_stack"]
             running.push(task)
             stack.callback(running.pop)

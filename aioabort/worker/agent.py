@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -23,6 +22,7 @@ from aioabort import threads
 from aioabort.exceptions import StoreError
 from aioabort.records import TaskRow
 from aioabort.settings import Settings, read_settings
+from aioabort.worker.kills import Kills
 from aioabort.worker.monitor import ASK_TIMEOUT, Monitor
 from aioabort.worker.run import Run
 
@@ -43,8 +43,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Agent:
     """What the threads of a process ask for, carried out on one loop of its own."""
 
-    def __init__(self, settings: Settings, revoke: Callable[[str], object]) -> None:
-        self._monitor: Final = Monitor(settings, revoke)
+    def __init__(self, settings: Settings, kills: Kills) -> None:
+        self._monitor: Final = Monitor(settings, kills)
         self._reports: deque[tuple[Callable[[Run], None], Run]] = deque()
         self._is_collecting = False
         self._collect_at = 0.0
@@ -174,8 +174,7 @@ def agent_for(app: Celery) -> Agent:
         with _lock:
             agent = _agents.get(settings)
             if agent is None:
-                revoke = partial(app.control.revoke, terminate=True)
-                agent = _agents[settings] = Agent(settings, revoke)
+                agent = _agents[settings] = Agent(settings, Kills(app))
     return agent
 
 

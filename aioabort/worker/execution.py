@@ -81,6 +81,7 @@ def run_abortable(
         if not run.is_started:
             run.is_started = True
             _check_start(run)
+        run.is_killable = True
         return _finish_coroutine(task, run, _call(task, run, body, args, kwargs))
     except (TaskAborted, ExceptionGroup) as raised:
         error = _own_abort(raised, request)
@@ -89,6 +90,8 @@ def run_abortable(
         finish_aborted(task, request, error, run)
     finally:
         run.in_body = was_in_body
+        if not was_in_body:
+            run.leave_body()
 
 
 def _check_start(run: Run) -> None:
@@ -177,6 +180,7 @@ def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
         return None
     run = Run(request, agent)
     token.current.set(run)
+    token.lend(run)
     agent.begin(run)
     return run
 
@@ -198,6 +202,7 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
     run = token.current.get()
     if isinstance(run, Run) and run.task_id == task_id and not run.has_ended:
         token.current.set(run.outer)
+        token.lend(run.outer)
         run.end(state)
         run.supervisor.end(run)
         _unsettled.set(run if run.outcome is None else None)

@@ -15,6 +15,7 @@ from celery.exceptions import Ignore
 from aioabort.exceptions import TaskAborted
 from aioabort.worker.outlast import outlast
 from aioabort.worker.run import Run
+from aioabort.worker.workflow import end_what_follows, without_what_follows
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -34,14 +35,21 @@ def finish_aborted(
     A result that is already stored is left alone: a redelivery of a finished run.
     Without a *run*, the task runs eagerly.
     """
-    if run is None or run.state not in states.READY_STATES:
+    state = run.state if run is not None else None
+    if state not in {states.SUCCESS, states.FAILURE}:
+        if run is not None:
+            # First: if the process dies before the end of the task is stored, the
+            # redelivery does it again.
+            run.followers = end_what_follows(task.backend, request, error)
+        is_stored = state == states.REVOKED
         store = partial(
             task.backend.mark_as_failure,
             request.id or "",
             error,
-            request=request,
+            request=without_what_follows(request),
             state=states.REVOKED,
-            store_result=_stores_result(task, request, run),
+            store_result=not is_stored and _stores_result(task, request, run),
+            call_errbacks=not is_stored,
         )
         outlast(task.backend, request.id or "", store)
     if run is not None:
@@ -81,6 +89,4 @@ def _stores_result(task: "Task[..., Any]", request: Context, run: Run | None) ->
     # for that row to end.
     has_row = run is not None and run.state is not None
     ignored = task.ignore_result or request.ignore_result
-    # Celery ends what is chained to the task only if it stores this end, too.
-    is_awaited = has_row or bool(request.chain)
-    return is_awaited or not ignored or task.store_errors_even_if_ignored
+    return has_row or not ignored or task.store_errors_even_if_ignored

@@ -7,32 +7,32 @@ by another that has something to do.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+import os
+import signal
+from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
 from typing import Never
 
 from anyio import move_on_after
 from billiard.process import current_process
+from celery import Celery
 
-from aioabort import telemetry
+from aioabort.exceptions import StoreError
 from aioabort.postgres.store import Store
 from aioabort.worker.run import Run
 
-#: Seconds after which a kill that is due is carried out by somebody else.
+#: Seconds after which a kill that is due, or has had no effect, is somebody else's.
 OVERDUE = 5.0
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def can_terminate() -> bool:
-    """Whether this process runs one task at a time, for a parent that can end it."""
-    return current_process().name != "MainProcess"
-
-
 class Kills:
     """The kills that the runs of this process have before them."""
 
-    def __init__(self, revoke: Callable[[str], object]) -> None:
-        self._revoke = revoke
+    def __init__(self, app: Celery) -> None:
+        self._app = app
         self._due: asyncio.Queue[Run] = asyncio.Queue()
         self._timers: dict[Run, asyncio.TimerHandle] = {}
 
@@ -55,30 +55,59 @@ class Kills:
                 continue
             if running:
                 for task_id in await store.claim_overdue_kills(OVERDUE):
-                    await self._kill(store, task_id)
+                    # A process that did nothing by now runs no Python: it would not
+                    # heed SIGTERM either.
+                    await self._kill(store, task_id, "SIGKILL")
 
     async def _end(self, store: Store, run: Run) -> None:
         request = run.request
-        if run.has_ended or request is None:
+        if request is None or run.has_ended:
             return
-        if not can_terminate():
-            logger.warning(
-                "aioabort worker: task %s cannot be killed after its grace: "
-                "its pool has no process to end",
-                run.task_id,
-            )
-            await store.waive_kill(request)
-        elif killed := await store.claim_kill(request):
-            telemetry.stopped(killed)
-            await self._kill(store, run.task_id)
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            if await store.claim_kill(request):
+                run.is_unkillable = True
+                logger.warning(
+                    "aioabort worker: task %s cannot be killed after its grace: %s",
+                    run.task_id,
+                    obstacle,
+                )
+        elif run.condemn() and await store.claim_kill(request):
+            if await self._kill(store, run.task_id):
+                loop = asyncio.get_running_loop()
+                loop.call_later(OVERDUE, _end_process, run)
+            else:
+                run.spare()
 
-    async def _kill(self, store: Store, task_id: str) -> None:
+    def _obstacle(self) -> str | None:
+        """Return why no task of this process can be killed."""
+        if current_process().name == "MainProcess":
+            return "its pool has no process to end"
+        if not self._app.conf.worker_enable_remote_control:
+            return "worker_enable_remote_control is off"
+        with self._app.connection_for_write() as connection:
+            # Connects to nothing: it is the transport that is asked.
+            if not connection.supports_exchange_type("fanout"):
+                return "its broker has no remote control"
+        return None
+
+    async def _kill(self, store: Store, task_id: str, number: str = "SIGTERM") -> bool:
         logger.warning("aioabort worker: killing task %s, its grace is over", task_id)
-        # By then, this process may be the one that has been ended.
-        await store.hint_clients([task_id])
+        revoke = partial(
+            self._app.control.revoke, task_id, terminate=True, signal=number
+        )
         try:
             # Not anyio's threads, which are greenlets where the pool patched them.
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._revoke, task_id)
+            await asyncio.get_running_loop().run_in_executor(None, revoke)
         except Exception:
             logger.exception("aioabort worker: task %s could not be killed", task_id)
+            with suppress(StoreError):
+                await store.hasten([task_id], OVERDUE)
+            return False
+        return True
+
+
+def _end_process(run: Run) -> None:
+    """End this process, of which SIGTERM found the thread in a call that goes on."""
+    if not run.has_ended:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,6 @@ they know, and what is to be reported waits.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Never
 
@@ -39,9 +38,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Monitor:
     """The runs of this process, and the one connection that watches over them."""
 
-    def __init__(self, settings: Settings, revoke: Callable[[str], object]) -> None:
+    def __init__(self, settings: Settings, kills: Kills) -> None:
         self._settings = settings
-        self._kills = Kills(revoke)
+        self._kills = kills
         self._store: Store | None = None
         self._connected = asyncio.Event()
         self._connectivity = Connectivity("aioabort worker", settings.poll_interval)
@@ -63,7 +62,8 @@ class Monitor:
         result was stored, so one more look finds it.
         """
         if run.outcome is not None:
-            self._reports.done(run.task_id)
+            for task_id in (run.task_id, *run.followers):
+                self._reports.done(task_id)
         if run.outcome is None or len(self._watcher) > MOST_RUNS:
             self._forget(run)
         elif run.aborted:

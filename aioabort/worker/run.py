@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -11,6 +12,9 @@ from celery.app.task import Context
 from aioabort import threads
 from aioabort.records import AbortRequest, Outcome, TaskRow
 from aioabort.worker.token import AbortToken, current
+
+#: Seconds that a body waits at its end when its process is to be ended.
+LONGEST_KILL = 15.0
 
 
 class Supervisor(Protocol):
@@ -38,11 +42,15 @@ class Run(AbortToken):
     __slots__ = (
         "_observed",
         "_requested_before",
+        "_spared",
         "ended_at",
+        "followers",
         "honoured",
         "in_body",
+        "is_killable",
         "is_lost",
         "is_started",
+        "is_unkillable",
         "looked",
         "node",
         "outcome",
@@ -69,10 +77,16 @@ class Run(AbortToken):
         self.state: str | None = None
         #: Within the innermost wrapper, which turns TaskAborted into the task's end.
         self.in_body: bool = False
+        #: The body runs: until it is over, its process may be ended.
+        self.is_killable: bool = False
+        #: Its grace is over, but nobody can end its process.
+        self.is_unkillable: bool = False
         #: TaskAborted left the body, and its end is stored.
         self.honoured: bool = False
         #: Celery could not store how it ended.
         self.is_lost: bool = False
+        #: The ids of what was to come after it, and has ended with it.
+        self.followers: Iterable[str] = ()
         #: The task handed its id over to another one by ``replace()``.
         self.replaced: bool = False
         self.seen_at: float = 0.0
@@ -80,6 +94,7 @@ class Run(AbortToken):
         self.outcome: Outcome | None = None
         self._observed = False
         self._requested_before: datetime | None = None
+        self._spared: threads.Event | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -111,6 +126,32 @@ class Run(AbortToken):
         self._requested_before = request.requested_at
         return self.redelivered
 
+    def condemn(self) -> bool:
+        """Whether the process may be ended for this run: its body is not over.
+
+        The body waits at its end then, for a while. Else the signal would hit what
+        comes after it: the next task, or Celery, which stores what came of this one.
+        """
+        with self.lock:
+            if self.is_killable and self._spared is None:
+                self._spared = threads.event()
+            return self.is_killable
+
+    def spare(self) -> None:
+        """Let the process go on: it is not ended for this run."""
+        with self.lock:
+            spared, self._spared = self._spared, None
+        if spared is not None:
+            spared.set()
+
+    def leave_body(self) -> None:
+        """Note that the body is over, unless the process is being ended for it."""
+        with self.lock:
+            self.is_killable = False
+            spared = self._spared
+        if spared is not None:
+            spared.wait(LONGEST_KILL)
+
     def end(self, state: str | None) -> None:
         """Note that Celery is done with the run; *state* is what it recorded."""
         self.ended_at = time.monotonic()
@@ -123,8 +164,9 @@ class Run(AbortToken):
             # A redelivery was stopped, of a run that had ended without settling it.
             was_finished = self.state in {states.SUCCESS, states.FAILURE}
             return "too_late" if was_finished else "aborted"
+        unseen: Outcome = "unkillable" if self.is_unkillable else "too_late"
         if state == states.SUCCESS:
-            return "returned" if self.seen else "too_late"
+            return "returned" if self.seen else unseen
         if state == states.FAILURE:
-            return "failed" if self.seen else "too_late"
+            return "failed" if self.seen else unseen
         return None

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, NamedTuple
 
 from aioabort import threads
 from aioabort.records import AbortRequest
@@ -171,7 +171,47 @@ OUTSIDE.aborted = True
 current: ContextVar[AbortToken] = ContextVar("aioabort_token", default=OUTSIDE)
 
 
+class MainRun(NamedTuple):
+    """The token of a process that runs one task at a time, in its main thread."""
+
+    token: AbortToken
+    #: Those that were there before the task: it has not started them.
+    older_threads: frozenset[threading.Thread]
+
+
+_main_run: MainRun | None = None
+
+
+def lend(token: AbortToken) -> None:
+    """Let the threads find *token* that its task starts, if they have no context.
+
+    Until OUTSIDE is lent instead, and only from the main thread: elsewhere, tasks run
+    at the same time, and nobody can tell which of them has started a thread.
+    """
+    global _main_run  # noqa: PLW0603
+    if threads.are_green() or threading.current_thread() is not threading.main_thread():
+        return
+    if token is OUTSIDE:
+        _main_run = None
+    else:
+        _main_run = MainRun(token, frozenset(threading.enumerate()))
+
+
+def find_token() -> AbortToken:
+    """Return the token of the task that this thread is of, or OUTSIDE."""
+    token, main = current.get(), _main_run
+    if token is not OUTSIDE or main is None:
+        return token
+    is_older = threading.current_thread() in main.older_threads
+    return OUTSIDE if is_older else main.token
+
+
 def current_token() -> AbortToken:
-    """Return the running task's token; outside of a task, one that is never aborted."""
-    token = current.get()
+    """Return the running task's token; outside of a task, one that is never aborted.
+
+    Coroutines and ``asyncio.to_thread()`` have the task's context, in which it is. A
+    thread of one's own has none: it finds the task that has started it in prefork and
+    solo workers only. In others, hand the token to it.
+    """
+    token = find_token()
     return AbortToken() if token is OUTSIDE else token

@@ -1,16 +1,21 @@
 """One worker for each pool, with notifications and without, started when needed."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import redis
 
 from aioabort import AbortClient
 
 from .harness import Place, Stage, Worker, running_worker
+
+REDIS_VARIABLE = "AIOABORT_TEST_REDIS"
 
 POOLS = ("prefork", "threads", "solo")
 
@@ -67,6 +72,28 @@ def workers(start_worker: StartWorker) -> Callable[[str], Worker]:
         return start_worker(pool, **SETTINGS[mode])
 
     return worker
+
+
+@pytest.fixture(scope="session")
+def in_redis() -> Iterator[tuple[str, dict[str, str]]]:
+    """A Redis and the options that keep our keys apart, for results and for messages."""
+    url = os.environ.get(REDIS_VARIABLE, "redis://127.0.0.1:6379/7")
+    prefix = f"aioabort-{uuid4().hex}-"
+    with redis.Redis.from_url(url) as server:
+        try:
+            server.ping()
+        except redis.ConnectionError as error:
+            pytest.skip(f"no Redis at ${REDIS_VARIABLE} or {url}: {error}")
+        yield url, {"global_keyprefix": prefix}
+        for key in server.scan_iter(f"{prefix}*"):
+            server.delete(key)
+
+
+@pytest.fixture(scope="session")
+def broker_in_redis(in_redis: tuple[str, dict[str, str]]) -> dict[str, Any]:
+    """The settings of an app whose broker is Redis: its workers have an event loop."""
+    url, options = in_redis
+    return {"broker_url": url, "broker_transport_options": options}
 
 
 @pytest.fixture(params=WORKERS)

@@ -144,6 +144,17 @@ async def test_child_that_is_killed_after_its_task_saw_the_abort(stage: Stage) -
     assert len(stage.place.lines("body")) == 1
 
 
+@pytest.mark.parametrize("worker", ["prefork-notified", "solo-notified"], indirect=True)
+async def test_threads_of_a_task(stage: Stage) -> None:
+    """Where one task runs at a time, the threads that it starts find it."""
+    for name in ("first", "second"):
+        each = scene(stage, name)
+        result = await each.start(stage.tasks.in_pools.with_threads)
+        await result.abort()
+        assert await result.wait(BOUND) == "stopped"
+        assert (await each.settled(result)).outcome == "returned"
+
+
 async def test_spawned_child(start_worker: StartWorker, open_stage: OpenStage) -> None:
     """A child that is a fresh interpreter, and no fork, hears of aborts as well."""
     worker = start_worker(

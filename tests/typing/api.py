@@ -101,7 +101,7 @@ async def abort(
     assert_type(await receipt.seen(timeout=5), AbortRequest | None)
     assert_type(
         await receipt.settled(timeout=60),
-        Literal["aborted", "returned", "failed", "too_late", "killed"],
+        Literal["aborted", "returned", "failed", "too_late", "unkillable", "killed"],
     )
 
 

@@ -1,5 +1,7 @@
 """What a run makes of what PostgreSQL and Celery say."""
 
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -8,7 +10,7 @@ from celery.app.task import Context
 
 from aioabort import AbortRequest, TaskAborted
 from aioabort.records import Outcome, TaskRow
-from aioabort.worker.run import Run
+from aioabort.worker.run import LONGEST_KILL, Run
 
 PENDING = AbortRequest(
     task_id="id", requested_at=datetime(2026, 1, 1, tzinfo=UTC), reason="why"
@@ -105,6 +107,62 @@ def test_noticing_is_told_once() -> None:
     with pytest.raises(TaskAborted, match="why"):
         run.raise_if_aborted()
     assert listener.saw_runs == [run]
+
+
+def test_process_that_is_being_ended_goes_on_to_no_other_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of a body waits for the kill that is on its way, but not for ever.
+
+    agent: still runs, revokes | body: ends | parent: SIGTERM, to this task
+    """
+    monkeypatch.setattr("aioabort.worker.run.LONGEST_KILL", 0.2)
+    run = new_run()
+    run.is_killable = True
+    assert run.condemn()
+    start = time.monotonic()
+    run.leave_body()
+    assert time.monotonic() - start >= 0.2
+
+
+def test_process_whose_body_is_over_is_not_ended() -> None:
+    """The body came first: its process belongs to the next task.
+
+    body: ends | agent: asks whether to revoke
+    """
+    run = new_run()
+    assert not run.condemn()
+    run.is_killable = True
+    run.leave_body()
+    assert not run.condemn()
+
+
+def test_process_that_is_spared_goes_on() -> None:
+    """A kill that could not be sent holds nothing up, and may be tried again."""
+    run = new_run()
+    run.is_killable = True
+    assert run.condemn()
+    threading.Timer(0.05, run.spare).start()
+    start = time.monotonic()
+    run.leave_body()
+    assert time.monotonic() - start < LONGEST_KILL / 2
+    run.is_killable = True
+    assert run.condemn()
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE"])
+def test_outcome_of_a_task_that_could_not_be_killed(state: str) -> None:
+    """It says so, unless the task has seen the abort."""
+    for seen, outcome in ((False, "unkillable"), (True, None)):
+        run = new_run()
+        run.observe(row(PENDING))
+        run.is_unkillable = True
+        if seen:
+            run.is_aborted()
+        run.end(state)
+        assert run.outcome == (
+            outcome or {"SUCCESS": "returned", "FAILURE": "failed"}[state]
+        )
 
 
 @pytest.mark.parametrize(

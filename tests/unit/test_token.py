@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ from aioabort import (
     TaskAborted,
     current_token,
 )
-from aioabort.worker.token import current
+from aioabort.worker.token import OUTSIDE, current, lend
 
 REQUEST = AbortRequest(
     task_id="id",
@@ -366,6 +367,84 @@ def test_token_in_another_thread(token: AbortToken) -> None:
     with in_thread(lambda: seen.append(handed.wait(BOUND))):
         token.abort(REQUEST)
     assert seen == [True]
+
+
+@pytest.fixture
+def lent(token: AbortToken) -> Iterator[AbortToken]:
+    """The token of a task that runs in the main thread, one at a time."""
+    lend(token)
+    yield token
+    lend(OUTSIDE)
+
+
+def found_in_thread() -> list[AbortToken]:
+    """Return what a thread finds that is started here and now."""
+    found: list[AbortToken] = []
+    with in_thread(lambda: found.append(current_token())):
+        pass
+    return found
+
+
+def test_thread_that_the_task_starts(lent: AbortToken) -> None:
+    """It has no context, and finds the task all the same; so do threads that it starts."""
+    found: list[AbortToken] = []
+    assert found_in_thread() == [lent]
+    with in_thread(lambda: found.extend(found_in_thread())):
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        found.append(pool.submit(current_token).result())
+        lent.abort(REQUEST)
+        assert pool.submit(AbortableTask().is_aborted).result()
+    assert found == [lent, lent]
+
+
+def test_thread_that_was_there_before_the_task(token: AbortToken) -> None:
+    """It serves somebody else, and is not stopped by a task's abort.
+
+    thread: starts | task: begins, aborted | thread: looks
+    """
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(current_token).result()
+        lend(token)
+        token.abort(REQUEST)
+        try:
+            assert not pool.submit(AbortableTask().is_aborted).result()
+            assert pool.submit(current_token).result() is not token
+        finally:
+            lend(OUTSIDE)
+
+
+def test_thread_that_outlives_its_task(token: AbortToken) -> None:
+    """It finds no task any more, and not the next one either.
+
+    task: starts a thread, ends | next task: begins, aborted | thread: looks
+    """
+    lend(token)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(current_token).result() is token
+            lend(OUTSIDE)
+            assert pool.submit(current_token).result() is not token
+            following = AbortToken("next")
+            lend(following)
+            following.abort(REQUEST)
+            assert not pool.submit(current_token).result().is_aborted()
+    finally:
+        lend(OUTSIDE)
+
+
+def test_task_in_a_thread_of_a_pool(token: AbortToken) -> None:
+    """Others run at the same time: no thread is taken for one of this task's."""
+
+    def body() -> None:
+        lend(token)
+        found.extend(found_in_thread())
+
+    found: list[AbortToken] = []
+    with in_thread(body):
+        pass
+    assert len(found) == 1
+    assert found[0] is not token
 
 
 def test_unknown_abort_mode(app: Celery) -> None:

@@ -1,11 +1,13 @@
 """Tasks that show what a pool makes of threads, processes and signals."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,11 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 from marks import note, until, wait_for
 
-from aioabort import AbortableTask
+from aioabort import AbortableTask, current_token
+from aioabort.worker import kills
+
+# Five seconds are long for a test.
+kills.OVERDUE = 2.0
 
 
 def waiting(self: AbortableTask, place: str) -> str:
@@ -102,9 +108,61 @@ def dying_aborted(self: AbortableTask, place: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ignoring(self: AbortableTask, place: str) -> str:
+    """See the abort, and go on until the test says so."""
+    note(place, "body", os.getpid())
+    until(self.is_aborted)
+    note(place, "seen")
+    wait_for(place, "end")
+    return "done"
+
+
+def with_threads(place: str) -> str:
+    """Have a thread look that was handed nothing."""
+    note(place, "body")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(until, lambda: current_token().is_aborted()).result()
+    return "stopped"
+
+
+def stuck(place: str) -> None:
+    """Compute in C, which lets no other thread of Python run."""
+    note(place, "body", os.getpid())
+    ctypes.PyDLL(None).sleep(60)
+
+
+def locked(place: str) -> None:
+    """Wait in C, and go on waiting whatever signal arrives."""
+    note(place, "body", os.getpid())
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    c.pthread_mutex_lock(mutex)
+    c.pthread_mutex_lock(mutex)
+
+
+def lasting(place: str, seconds: float) -> str:
+    """Take so long, without a look."""
+    note(place, "body", os.getpid())
+    time.sleep(seconds)
+    return "done"
+
+
+def failing(place: str) -> None:
+    """Fail when the test says so, without a look."""
+    note(place, "body")
+    wait_for(place, "end")
+    note(place, "ended")
+    raise ValueError("ended")
+
+
 def define(task: Callable[..., Any]) -> SimpleNamespace:
     """Return the tasks of this module, for the app whose decorator *task* is."""
     return SimpleNamespace(
+        ignoring=task(bind=True)(ignoring),
+        with_threads=task(with_threads),
+        stuck=task(stuck),
+        locked=task(locked),
+        lasting=task(lasting),
+        failing=task(failing),
         waiting=task(bind=True)(waiting),
         spinning=task(bind=True)(spinning),
         beating=task(beating),
