@@ -48,9 +48,13 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the demo."""
+    """Show it: on a page, or with ``-- --compare`` and in CI in a table."""
     session.install(".[demo]")
-    session.run("python", "-m", "aioabort.demo", *session.posargs)
+    session.run(
+        *("python", "-m", "aioabort.demo", *session.posargs),
+        # After Ctrl-C it ends a worker and a PostgreSQL, which else would stay.
+        interrupt_timeout=30,
+    )
 
 
 @nox.session

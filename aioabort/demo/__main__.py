@@ -42,9 +42,8 @@ def _end_cleanly_on_signals() -> None:
 
 def _run(options: Options) -> int:
     # Found out before they are imported; --help works without them.
-    missing = [
-        name for name in ("psycopg", "rich", "sqlalchemy") if not find_spec(name)
-    ]
+    needed = ("psycopg", "rich", "sqlalchemy", "starlette", "uvicorn")
+    missing = [name for name in needed if not find_spec(name)]
     if missing:
         raise Unusable(
             f"{', '.join(missing)} cannot be imported: run `pip install aioabort[demo]`"

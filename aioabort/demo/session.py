@@ -1,4 +1,4 @@
-"""One session of the demo, from what was asked to the table at its end."""
+"""One session of the demo, from what was asked to the page or the table."""
 
 from functools import partial
 
@@ -10,6 +10,8 @@ from aioabort.demo.arguments import Options
 from aioabort.demo.bench import Bench, open_bench
 from aioabort.demo.display import Display, LiveDisplay, PlainDisplay
 from aioabort.demo.libraries import LIBRARIES
+from aioabort.demo.page.server import serve
+from aioabort.demo.page.site import MOST_RUNS
 from aioabort.demo.runs import Job
 from aioabort.demo.summary import Summary
 from aioabort.demo.table import print_measurements, print_summaries
@@ -20,8 +22,11 @@ def run(options: Options) -> bool:
     """Run the session; return whether aioabort kept what it promises."""
     console = Console()
     display = LiveDisplay(console) if console.is_terminal else PlainDisplay()
-    run_on = _measure if options.measure else _compare
-    entries = max(measuring.ENTRIES, comparison.entries_needed(options))
+    run_on, entries = {
+        "page": (_serve, MOST_RUNS),
+        "compare": (_compare, comparison.entries_needed(options)),
+        "measure": (_measure, measuring.ENTRIES),
+    }[options.mode]
     files = checked_files(options.path, options.files)
     job = Job(str(options.path.resolve()), len(files), options.seconds)
     display.say(
@@ -31,6 +36,18 @@ def run(options: Options) -> bool:
         if bench.database.note:
             display.say(bench.database.note)
         return run_on(options, bench, job, console, display)
+
+
+def _serve(
+    options: Options, bench: Bench, job: Job, _: Console, display: Display
+) -> bool:
+    display.say(f"Starting a worker ({options.pool}, {options.concurrency})")
+    try:
+        anyio.run(partial(serve, options, bench, job, display))
+    except KeyboardInterrupt:
+        # How it is meant to end.
+        display.say("Stopped.")
+    return True
 
 
 def _compare(

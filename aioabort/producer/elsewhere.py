@@ -20,6 +20,7 @@ from aioabort.exceptions import ResultsElsewhere, StoreUnavailable
 from aioabort.postgres.store import Store
 from aioabort.producer.codec import from_meta
 from aioabort.records import TaskRow, TaskSnapshot
+from aioabort.threads import are_green
 
 T = TypeVar("T")
 
@@ -117,8 +118,12 @@ class Elsewhere:
 
 
 async def run_in(thread: Thread, act: Callable[[], T]) -> T:
-    """Return what *act* returns in *thread*."""
-    return await asyncio.get_running_loop().run_in_executor(thread, act)
+    """Return what *act* returns in *thread*.
+
+    Under gevent that would be a greenlet, and our loop's own executor has real threads.
+    """
+    executor = None if are_green() else thread
+    return await asyncio.get_running_loop().run_in_executor(executor, act)
 
 
 def _problem(backend: object) -> str | None:

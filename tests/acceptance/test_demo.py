@@ -1,15 +1,23 @@
 import os
+import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
 import pytest
 
 DEMO = [sys.executable, "-m", "aioabort.demo"]
+
+#: Seconds until the page is there, on a busy machine.
+START_BOUND = 60.0
 
 #: Enough files for progress to be reported more than once in the first half.
 FILES = 60
@@ -75,6 +83,7 @@ def test_output_is_plain_without_a_terminal(tree: Path, tmp_path: Path) -> None:
         (("--dsn", "mysql://localhost/x"), "--dsn: not a PostgreSQL URL"),
         (("--dsn", "postgresql://me:secret@127.0.0.1:1/x"), "--dsn: connection failed"),
         (("--broker", "pigeon://"), "--broker: 'No such transport: pigeon'"),
+        (("--port", "{used}"), "--port: {used} on 127.0.0.1: Address already in use"),
         (("--broker", "redis://127.0.0.1:1/"), "--broker: Error 111 connecting"),
     ],
 )
@@ -82,10 +91,12 @@ def test_what_cannot_be_used_is_told_in_a_line(
     arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     """A wrong argument ends the demo with status 2 and no traceback."""
-    ran = demo(*arguments, cwd=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        used = server.getsockname()[1]
+        ran = demo(*(each.format(used=used) for each in arguments), cwd=tmp_path)
 
     assert ran.returncode == 2
-    assert ran.stderr.startswith(f"aioabort.demo: {message}")
+    assert ran.stderr.startswith(f"aioabort.demo: {message.format(used=used)}")
     assert ran.stderr.count("\n") == 1
     assert "secret" not in ran.stderr
 
@@ -95,7 +106,7 @@ def test_help_tells_the_options(tmp_path: Path) -> None:
     ran = demo("--help", cwd=tmp_path)
 
     assert ran.returncode == 0
-    for word in ("--path", "--pool", "--no-notify", "--broker", "Exit status"):
+    for word in ("--path", "--pool", "--no-notify", "--compare", "Exit status"):
         assert word in ran.stdout
 
 
@@ -124,3 +135,55 @@ def test_interrupted_demo_leaves_nothing(
     assert errors == "Interrupted.\n"
     assert running.returncode == 130
     assert list(temporary.iterdir()) == []
+
+
+def test_page_opens_where_somebody_looks(
+    tree: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """On a terminal the page is served and opened, and Ctrl-C is its end."""
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {opened}.new; mv {opened}.new {opened}\n")
+    browser.chmod(0o755)
+    environment = {
+        **os.environ,
+        "BROWSER": f"{browser} %s",
+        "DISPLAY": ":99",
+        "TMPDIR": str(temporary),
+    }
+    environment.pop("CI", None)
+    ours, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*DEMO, "--path", str(tree)],
+        cwd=tmp_path,
+        env=environment,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as running:
+        os.close(terminal)
+        try:
+            deadline = time.monotonic() + START_BOUND
+            while not opened.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            page = httpx.get(opened.read_text().strip())
+        finally:
+            running.send_signal(signal.SIGINT)
+            output = read_all(ours)
+
+    assert page.status_code == 200
+    assert "<title>aioabort" in page.text
+    assert running.returncode == 0
+    assert "Stopped." in output.splitlines()[-1]
+    assert list(temporary.iterdir()) == []
+
+
+def read_all(terminal: int) -> str:
+    """Return what comes until the other end is closed."""
+    output = b""
+    # Linux says so by an error.
+    with suppress(OSError):
+        while data := os.read(terminal, 65_536):
+            output += data
+    os.close(terminal)
+    return output.decode()

@@ -13,6 +13,7 @@ from celery import Celery
 
 from aioabort import AbortClient
 
+from . import leaks
 from .postgres import Postgres, Programs, query
 from .processes import Redis
 from .report import report
@@ -30,6 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
     )
     group.addoption("--seed", default=6, type=int, help="of the load")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Run the soak alone, and only when asked for."""
+    soaks = config.getoption("soak") is not None
+    others = [item for item in items if ("test_soak" in item.nodeid) != soaks]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +77,14 @@ def arena(folder: Path, pytestconfig: pytest.Config) -> Iterator[Arena]:
     pytestconfig.stash[ARENA] = arena
     postgres.create()
     asyncio.run(_start(arena))
+    before = leaks.Belongings.now()
     yield arena
+    arena.leaks += leaks.of_workers(arena)
+    arena.leaks += leaks.of_rows(arena.dsn)
+    arena.leaks += leaks.of_this_process(before)
     asyncio.run(_stop(arena))
+    if arena.leaks:
+        pytest.fail("\n".join(["left behind:", *arena.leaks]))
 
 
 async def _start(arena: Arena) -> None:
@@ -89,6 +106,7 @@ async def _stop(arena: Arena) -> None:
         stack.push_async_callback(arena.postgres.stop)
         if arena.redis is not None:
             stack.push_async_callback(arena.redis.stop)
+        stack.callback(lambda: arena.leaks.extend(leaks.of_connections(arena.postgres)))
         for worker in arena.workers:
             stack.push_async_callback(worker.stop)
 
@@ -130,5 +148,5 @@ def pytest_terminal_summary(
     """Print the report."""
     if (arena := config.stash.get(ARENA, None)) is not None:
         terminalreporter.section("fault suite")
-        for line in report(arena.audits):
+        for line in report(arena):
             terminalreporter.write_line(line)

@@ -3,16 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .audit import Audit
+from aioabort.watcher import SLOWER_WHEN_NOTIFIED
+
+from .rounds import Arena
 from .workers import POLL_INTERVAL
 
+#: One poll interval and a second. Where a notification was lost, a healthy listener
+#: polls at its slow pace, which varies by a fifth.
 PROMISED = POLL_INTERVAL + 1
+PROMISED_UNTOLD = POLL_INTERVAL * SLOWER_WHEN_NOTIFIED * 1.2 + 1
 
 HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>8}{'took':>7}"
 
 
-def report(audits: list[Audit]) -> Iterator[str]:
+def report(arena: Arena) -> Iterator[str]:
     """Yield the report's lines."""
+    audits = arena.audits
     yield HEADER
     outcomes: Counter[str] = Counter()
     for audit in audits:
@@ -30,8 +36,10 @@ def report(audits: list[Audit]) -> Iterator[str]:
     yield (
         f"{survived} of {len(audits)} faults survived, {requests:,} requests audited, "
         f"{lost} lost, longest delay after recovery {after:.2f} s "
-        f"(promised: {PROMISED:g} s)"
+        f"(promised: {PROMISED:g} s, {PROMISED_UNTOLD:g} s if nobody could be notified)"
     )
     yield "outcomes: " + ", ".join(
         f"{count:,} {outcome}" for outcome, count in outcomes.most_common()
     )
+    yield from arena.notes
+    yield "left behind: " + ("; ".join(arena.leaks) or "nothing")

@@ -15,7 +15,7 @@ from aioabort import AbortClient
 from .audit import Audit, Fault, audit
 from .load import CLEANING, KINDS, Load, clock
 from .postgres import Postgres, Programs, query
-from .processes import Redis, becomes_true
+from .processes import Redis, becomes_true, usage
 from .workers import POLL_INTERVAL, Diary, Place, Worker
 
 #: Seconds after which a look in vain, or a body that begins, is a lost abort. What is
@@ -31,6 +31,14 @@ Inject = Callable[[float], Awaitable[None]]
 PENDING = """
     SELECT count(*) FROM aioabort_request
     WHERE outcome IS NULL AND task_id = ANY(%s::text[])
+"""
+
+
+#: Requests without their mark in Celery's table, and marks without their request.
+HALVES = """
+    SELECT count(*)
+    FROM celery_taskmeta AS t FULL JOIN aioabort_request AS r USING (task_id)
+    WHERE (r.task_id IS NULL AND t.status = 'ABORTED') OR t.task_id IS NULL
 """
 
 
@@ -64,6 +72,14 @@ class Arena:
     #: The workers that serve most rounds.
     workers: list[Worker] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    #: The load of the round that is under way.
+    load: Load | None = None
+    #: What the workers had open after the first round.
+    baseline: list[dict[str, int]] = field(default_factory=list)
+    #: Lines for the report.
+    notes: list[str] = field(default_factory=list)
+    #: Lines about what was left behind.
+    leaks: list[str] = field(default_factory=list)
     database: str = "faults"
 
     @property
@@ -139,6 +155,8 @@ async def run_round(
     result.seconds = clock() - start
     result.troubles = load.troubles
     arena.audits.append(result)
+    arena.load = None
+    arena.baseline = arena.baseline or [usage(w.pid) for w in arena.workers]
     if result.losses:
         pytest.fail("\n".join([f"{len(result.losses)} lost", *result.losses[:20]]))
     return result

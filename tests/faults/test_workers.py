@@ -1,14 +1,32 @@
 """Workers and their children are stopped and killed, and so are producers."""
 
+import json
 import os
+import random
 import signal
+import sys
+from uuid import uuid4
 
 import anyio
 import pytest
 
-from .processes import children
-from .rounds import Arena, run_round
-from .workers import COLD, WARM, Worker
+from .postgres import query
+from .processes import becomes_true, children, spawn
+from .rounds import HALVES, Arena, run_round
+from .workers import COLD, PROJECT, WARM, Worker
+
+KNOWN = """
+    SELECT count(*) FILTER (WHERE task_id = ANY(%s::text[])),
+           count(*) FILTER (WHERE task_id = ANY(%s::text[]))
+    FROM aioabort_request
+"""
+FORGET = """
+    WITH forgotten AS (
+        DELETE FROM aioabort_request WHERE task_id = ANY(%s::text[]) RETURNING task_id
+    )
+    DELETE FROM celery_taskmeta USING forgotten
+    WHERE celery_taskmeta.task_id = forgotten.task_id
+"""
 
 
 @pytest.mark.parametrize("acks", ["late", "early"])
@@ -51,3 +69,39 @@ async def test_worker_restarts(arena: Arena, how: int) -> None:
         await run_round(arena, f"worker restarted, {name}", inject, [worker], share=0.6)
     finally:
         await worker.stop()
+
+
+async def test_producers_killed(arena: Arena) -> None:
+    """Producers get SIGKILL in the middle of ``abort()``: it is done, or it is not.
+
+    Other producers ask the same tasks to stop, and get their receipts.
+    """
+    chance = random.Random(arena.seed)
+    conf = json.dumps(arena.workers[0].conf)
+
+    async def inject(seconds: float) -> None:
+        assert arena.load is not None
+        for number in range(max(2, round(seconds))):
+            unknown = [str(uuid4()) for _ in range(500)]
+            waiting = [item for item in arena.load.items if item.receipt is None]
+            ids = [*(item.task_id for item in waiting), *unknown]
+            chance.shuffle(ids)
+            log = arena.folder / f"producer-{number}"
+            producer = spawn(
+                *(sys.executable, PROJECT / "producer.py", *ids),
+                log=log,
+                env=os.environ | {"AIOABORT_FAULTS_PROJECT": conf},
+            )
+            await becomes_true(lambda log=log: log.stat().st_size > 0)
+            await anyio.sleep(chance.uniform(0, 0.3))
+            producer.kill()
+            producer.wait()
+            assert query(arena.dsn, HALVES) == [(0,)]
+            told = log.read_text().split()
+            known = query(arena.dsn, KNOWN, told[:-1], unknown)
+            # The last line may be torn.
+            assert known[0][0] == len(told[:-1])
+            # Nobody will ever run these.
+            query(arena.dsn, FORGET, unknown)
+
+    await run_round(arena, "producers killed in abort()", inject)

@@ -79,6 +79,10 @@ class Diary:
                     self._pages[task_id].saw.append(float(saw))
         return self._pages
 
+    def forget(self) -> None:
+        """Forget what was read."""
+        self._pages.clear()
+
 
 @dataclass(frozen=True)
 class Place:
@@ -131,11 +135,17 @@ class Worker:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def processes(self) -> int:
+        """In how many processes its tasks run."""
+        return self._concurrency if self._pool == "prefork" else 1
+
     async def start(self) -> None:
         """Start it, and wait until it takes tasks."""
         self._starts += 1
         mark = f"{self.name}-{self._starts}"
-        paths = [str(PROJECT), str(BROKERS), os.environ.get("PYTHONPATH", "")]
+        first = self._environment.get("PYTHONPATH", "")
+        paths = [first, str(PROJECT), str(BROKERS), os.environ.get("PYTHONPATH", "")]
         own = {
             "AIOABORT_FAULTS_DIARY": str(self._place.diary.path),
             "AIOABORT_FAULTS_PROJECT": json.dumps(self.conf),
@@ -149,9 +159,9 @@ class Worker:
             log=self.log,
             cwd=PROJECT,
             env=os.environ
+            | self._environment
             | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-            | own
-            | self._environment,
+            | own,
         )
         process = self._process
 

@@ -16,6 +16,8 @@ from aioabort import (
     ClientHealth,
     TaskSnapshot,
     current_token,
+    install,
+    sync,
 )
 from aioabort.testing import Ended, abortable_run
 
@@ -126,3 +128,14 @@ async def await_many(
         assert_type(await result, bytes)
     async for other in client.as_completed(["a", members]):
         assert_type(other, AbortableAsyncResult[Any])
+
+
+def without_a_loop(result: AsyncResult[int], members: GroupResult) -> None:
+    install(app)
+    assert_type(sync.abort("id", app=app, reason="why"), AbortReceipt)
+    assert_type(sync.abort(result), AbortReceipt)
+    assert_type(sync.abort(members), list[AbortReceipt])
+    assert_type(sync.abort(["a", result]), list[AbortReceipt])
+    assert_type(sync.wait(result, timeout=5), int)
+    assert_type(sync.wait("id"), Any)
+    assert_type(sync.snapshot(result), TaskSnapshot[int])

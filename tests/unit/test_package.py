@@ -22,10 +22,12 @@ def test_run_time_needs_three_packages() -> None:
 
 
 def test_what_is_no_code_is_packaged() -> None:
-    """Types are announced, and the schema can be read."""
+    """Types are announced, and the schema and the demo's page can be read."""
     files = importlib.resources.files("aioabort")
     assert files.joinpath("py.typed").is_file()
     assert "CREATE TABLE" in files.joinpath("postgres", "schema.sql").read_text()
+    for name in ("index.html", "page.css", "page.js", "icon.svg"):
+        assert files.joinpath("demo", "page", "static", name).is_file()
 
 
 def test_import_starts_nothing() -> None:

@@ -1,0 +1,1 @@
+"""A page over ``aioabort.web``: start runs, see them, abort them."""

@@ -1,0 +1,87 @@
+"""The clock is stepped: nothing here may depend on what it says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from .rounds import Arena, run_round
+from .workers import Worker
+
+#: libfaketime, where it is installed, which fakes the whole process.
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+SUBSTITUTE = Path(__file__).with_name("clock")
+
+#: Seconds: half an hour forth, and back beyond where it was.
+STEPS = ("+1800", "-1800", "+0")
+
+
+@pytest.fixture
+def offset(arena: Arena) -> Iterator[Path]:
+    """The file that says by how much the clock is wrong."""
+    path = arena.folder / "offset"
+    path.write_text("+0")
+    path.chmod(0o644)
+    yield path
+    path.unlink()
+
+
+def environment(offset: Path) -> dict[str, str]:
+    """Return what makes a process believe the file *offset*."""
+    told = {"FAKETIME_TIMESTAMP_FILE": str(offset)}
+    if not LIBRARIES:
+        return told | {"PYTHONPATH": str(SUBSTITUTE)}
+    return told | {
+        "LD_PRELOAD": str(LIBRARIES[0]),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+async def step(offset: Path, seconds: float) -> None:
+    """Step the clock, in equal parts of *seconds*."""
+    for steps in STEPS:
+        offset.write_text(steps)  # noqa: ASYNC240 - a few bytes
+        await anyio.sleep(seconds / len(STEPS))
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+async def test_of_a_worker(arena: Arena, offset: Path, pool: str) -> None:
+    """A worker's clock jumps; its aborts do not come later."""
+    worker = Worker(
+        arena.place,
+        f"clock-{pool}",
+        arena.dsn,
+        environment=environment(offset),
+        pool=pool,
+        concurrency=4,
+    )
+    await worker.start()
+    how = "libfaketime" if LIBRARIES else "time.time() patched"
+    try:
+        await run_round(
+            arena,
+            f"clock of a {pool} worker stepped ({how})",
+            lambda seconds: step(offset, seconds),
+            [worker],
+            share=0.5,
+        )
+    finally:
+        await worker.stop()
+
+
+@pytest.mark.skipif(not LIBRARIES, reason="libfaketime is not installed")
+async def test_of_the_server(arena: Arena, offset: Path) -> None:
+    """The server's clock jumps, back too: requests have moments out of order."""
+
+    async def inject(seconds: float) -> None:
+        await arena.postgres.stop()
+        arena.postgres.environment = environment(offset)
+        await arena.postgres.start()
+        await step(offset, seconds)
+        await arena.postgres.stop()
+        arena.postgres.environment = {}
+        await arena.postgres.start()
+
+    await run_round(arena, "clock of PostgreSQL stepped (libfaketime)", inject)

@@ -1,0 +1,189 @@
+"""The verbs for code without an event loop, in this process and in others."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from celery import Celery, states
+from celery.exceptions import ImproperlyConfigured
+from celery.result import AsyncResult, GroupResult
+
+from aioabort import AioabortError, InvalidRequest, WaitTimeout, sync
+
+CONNECTIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'aioabort'
+"""
+
+PROGRAM = """
+import os, sys, threading
+{first}
+from celery import Celery
+from aioabort import sync
+
+app = Celery("tests", broker="memory://", backend=sys.argv[1])
+"""
+
+FORK = """
+print(sync.abort("one").answer, flush=True)
+child = os.fork()
+if not child:
+    print(sync.abort("one").answer, sync.abort("two").answer, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+names = [thread.name for thread in threading.enumerate()]
+print(sync.abort("two").answer, names.count("aioabort-sync"))
+"""
+
+GEVENT = """
+import gevent
+beats = 0
+def beat():
+    global beats
+    while True:
+        gevent.sleep(0.01)
+        beats += 1
+gevent.spawn(beat)
+print(sync.abort("one", app=app).answer)
+try:
+    sync.wait("one", 0.5, app=app)
+except TimeoutError:
+    print(beats > 10)
+print([sync.snapshot("one").state for _ in range(3)])
+"""
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+def background_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "aioabort-sync"]
+
+
+def run(
+    program: str, dsn: str, celery_url: Callable[[str], str], first: str = ""
+) -> str:
+    """Return what a process of its own prints."""
+    code = PROGRAM.format(first=first) + program
+    done = subprocess.run(
+        [sys.executable, "-c", code, celery_url(dsn)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_verbs(app: Celery, task_id: str) -> None:
+    """Each is as that of the client, with the app of the result or a given one."""
+    result: AsyncResult[Any] = AsyncResult(task_id, app=app)
+    receipt = sync.abort(result, reason="why", requested_by="alice")
+    assert (receipt.task_id, receipt.answer) == (task_id, "requested")
+    again = sync.abort(task_id, app=app)
+    assert again.request == receipt.request
+    with pytest.raises(WaitTimeout):
+        sync.wait(task_id, 0.05, app=app)
+    app.backend.store_result(task_id, "value", states.SUCCESS)
+    assert sync.wait(result) == "value"
+    assert sync.snapshot(result).state == "SUCCESS"
+    assert sync.snapshot(task_id, app=app).request is not None
+
+
+def test_many_are_aborted(app: Celery) -> None:
+    """A group and a list are known by the app of their results."""
+    results = [AsyncResult[Any](str(uuid4()), app=app) for _ in range(3)]
+    receipts = sync.abort(GroupResult("group", results[:2]))
+    assert [receipt.answer for receipt in receipts] == ["requested"] * 2
+    receipts = sync.abort([results[0].id, results[1], results[2]])
+    assert [receipt.answer for receipt in receipts] == [
+        *("requested_before", "requested_before", "requested")
+    ]
+    assert sync.abort([], app=app) == []
+
+
+def test_errors_are_raised_here(app: Celery, make_app: Any, dsn: str) -> None:
+    """What the client raises reaches the caller, who can go on."""
+    with pytest.raises(InvalidRequest):
+        sync.abort("", app=app)
+    disabled = Celery("t", broker="memory://", set_as_current=False)
+    with pytest.raises(ImproperlyConfigured, match="needs PostgreSQL"):
+        sync.abort("id", app=disabled)
+    with pytest.raises(AioabortError):
+        sync.snapshot("id", app=make_app(dsn.replace("/aioabort_", "/missing_")))
+    assert sync.abort("id", app=app).is_requested
+
+
+def test_threads_share_one_loop(app: Celery, dsn: str) -> None:
+    """Many threads use it at once; it is one thread more, and few connections."""
+    with ThreadPoolExecutor(20) as pool:
+        ids = [f"task {number}" for number in range(200)]
+        receipts = list(pool.map(lambda each: sync.abort(each, app=app), ids))
+    assert [receipt.task_id for receipt in receipts] == ids
+    assert background_threads() == ["aioabort-sync"]
+    with psycopg.connect(dsn) as connection:
+        [count] = connection.execute(CONNECTIONS).fetchone() or [None]
+    assert 2 <= count <= 11
+
+
+async def test_an_event_loop_is_not_blocked(app: Celery) -> None:
+    """In a coroutine the verbs that block are refused, and those to await are named."""
+    with pytest.raises(AioabortError, match="await the methods"):
+        sync.abort("id", app=app)
+    receipt = await asyncio.to_thread(sync.abort, "id", app=app)
+    assert receipt.is_requested
+
+
+def test_a_signal_ends_the_wait(app: Celery, task_id: str) -> None:
+    """What a signal's handler raises is raised, as a time limit is in a task."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            sync.wait(task_id, app=app)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sync.abort(task_id, app=app).is_requested
+
+
+def test_a_fork_starts_its_own(dsn: str, celery_url: Callable[[str], str]) -> None:
+    """The child has a thread and connections of its own, and the parent keeps its own.
+
+    parent: connected | fork | child: connects | child: gone | parent: goes on
+    """
+    lines = run(FORK, dsn, celery_url).splitlines()
+    assert lines == ["requested", "requested_before requested", "requested_before 1"]
+
+
+def test_it_works_under_gevent(dsn: str, celery_url: Callable[[str], str]) -> None:
+    """The loop runs in a real thread, and waiting lets other greenlets run."""
+    output = run(
+        GEVENT, dsn, celery_url, "from gevent import monkey; monkey.patch_all()"
+    )
+    assert output.splitlines() == [
+        "requested",
+        "True",
+        "['ABORTED', 'ABORTED', 'ABORTED']",
+    ]
+
+
+def test_importing_it_starts_nothing() -> None:
+    """No thread, no connection, until the first verb."""
+    code = "import threading, aioabort.sync; print(threading.active_count())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
