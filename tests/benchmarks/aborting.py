@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
+from aioabort.demo.postgres import throwaway_postgres
 from celery import Celery
 from celery.contrib.abortable import AbortableAsyncResult
 
 from aioabort import AbortClient
-from aioabort.demo.postgres import throwaway_postgres
 
 #: Rounds, and how often in a row each gets its turn in a round.
 ROUNDS = 20

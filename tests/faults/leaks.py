@@ -1,7 +1,6 @@
 """What is left after it all: there should be nothing."""
 
 import gc
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
