@@ -47,6 +47,16 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Try to lose an abort: ten minutes, two with --quick, an hour with --soak."""
+    session.install(".", *group("tests"))
+    session.run(
+        *("python", "-m", "pytest", "tests/faults", *session.posargs),
+        env={"PYTHONSAFEPATH": "1"},
+    )
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show it: on a page, or with ``-- --compare`` and in CI in a table."""
     session.install(".[demo]")

@@ -1,7 +1,5 @@
 """``list``: who asked which task to stop, why and when, and what became of it."""
 
-from collections.abc import Iterable, Iterator
-
 import click
 from celery import Celery
 
@@ -11,7 +9,7 @@ from aioabort.cli.running import Answer, command
 from aioabort.producer.client import AbortClient
 from aioabort.records import AbortRequest
 
-HEADING = ("TASK", "AGE", "BY", "REASON", "SEEN BY", "OUTCOME")
+HEADING = ("TASK", "ASKED", "AGE", "BY", "REASON", "SEEN BY", "OUTCOME")
 
 
 @command("list")
@@ -23,20 +21,18 @@ async def list_requests(app: Celery, *, pending: bool, limit: int) -> Answer:
     """List the latest requests to abort, the newest first."""
     async with AbortClient(app) as client:
         requests = await client.requests(limit=limit, pending=pending)
-    return Answer(requests, table(requests))
+    return Answer(requests, words.table([HEADING, *map(cells, requests)]))
 
 
-def table(requests: Iterable[AbortRequest]) -> Iterator[str]:
-    """Yield a line for each request, and a heading."""
-    rows = [
-        (
-            request.task_id,
-            age(request.requested_at),
-            request.requested_by or "",
-            request.reason or "",
-            request.seen_by or "",
-            words.fate(request),
-        )
-        for request in requests
-    ]
-    return words.table([HEADING, *rows])
+def cells(request: AbortRequest) -> tuple[str, ...]:
+    """Return the request as a row of the table."""
+    asked_at = request.requested_at.astimezone()
+    return (
+        request.task_id,
+        f"{asked_at:%Y-%m-%d %H:%M:%S}",
+        age(request.requested_at),
+        request.requested_by or "",
+        request.reason or "",
+        request.seen_by or "",
+        words.fate(request),
+    )

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import Any, cast
@@ -40,36 +40,48 @@ class Answer:
     code: Exit = Exit.DONE
 
 
-Act = Callable[..., Awaitable[Answer]]
-
-
-def command(name: str) -> Callable[[Act], click.Command]:
+def command(
+    name: str,
+) -> Callable[[Callable[..., Awaitable[Answer]]], click.Command]:
     """Make a coroutine function a command; it gets the app, and its own options."""
 
-    def decorate(act: Act) -> click.Command:
+    def decorate(act: Callable[..., Awaitable[Answer]]) -> click.Command:
         @functools.wraps(act)
         def run(*, as_json: bool, **options: Any) -> None:
             context = click.get_current_context()
             app = cast("Celery", context.obj.app)
-            context.exit(_run(functools.partial(act, app, **options), as_json))
 
-        in_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-        return click.command(name)(in_json(run))
+            async def answer() -> Exit:
+                return _print(await act(app, **options), as_json)
+
+            context.exit(run_to_end(answer))
+
+        return click.command(name)(json_option(run))
 
     return decorate
 
 
-def _run(act: Act, as_json: bool) -> Exit:  # noqa: FBT001
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def run_to_end(act: Callable[[], Awaitable[Exit]]) -> Exit:
+    """Run *act* on a loop; tell in one line what ends it, if it does not end itself."""
     # What they log, the command reports; handlers of the app's own still get it.
     for noisy in ("aioabort", "asyncio"):
         logging.getLogger(noisy).addHandler(logging.NullHandler())
     try:
-        answer = anyio.run(act)
+        return anyio.run(act)
     except KeyboardInterrupt:
         return _fail("interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        raise  # whoever reads the output has seen enough: click ends quietly
     except Exception as error:
         logger.debug("aioabort: the command failed", exc_info=True)
-        return _fail(_describe(error), _code_of(error))
+        cause = _first(error)
+        return _fail(_describe(cause), _code_of(cause))
+
+
+def _print(answer: Answer, as_json: bool) -> Exit:  # noqa: FBT001
     if as_json:
         click.echo(in_json(answer.facts))
     else:
@@ -87,13 +99,22 @@ def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        # What is not compared is no fact: the client of a receipt.
+        facts = (field.name for field in fields(value) if field.compare)
+        return {name: getattr(value, name) for name in facts}
     return str(value)
 
 
 def _fail(problem: str, code: Exit) -> Exit:
     click.echo(f"Error: {problem}", err=True)
     return code
+
+
+def _first(error: Exception) -> Exception:
+    """Return the error that a group begins with."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("Exception", error.exceptions[0])
+    return error
 
 
 def _code_of(error: Exception) -> Exit:

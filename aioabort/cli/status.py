@@ -11,6 +11,8 @@ from aioabort.cli.running import Answer, Exit, command
 from aioabort.producer.client import AbortClient
 from aioabort.records import TaskSnapshot
 
+HEADING = ("TASK", "STATE", "ABORT", "ASKED")
+
 
 @command("status")
 @click.argument("task_id")
@@ -35,6 +37,17 @@ def facts(snapshot: TaskSnapshot[Any]) -> dict[str, object]:
         "date_done": snapshot.date_done if snapshot.is_finished else None,
         "request": snapshot.request,
     }
+
+
+def cells(snapshot: TaskSnapshot[Any]) -> tuple[str, ...]:
+    """Return the snapshot as a row of a table."""
+    request = snapshot.request
+    return (
+        snapshot.task_id,
+        snapshot.state,
+        words.fate(request) if request is not None else "",
+        words.origin(request) if request is not None else "",
+    )
 
 
 def lines(snapshot: TaskSnapshot[Any]) -> Iterator[str]:

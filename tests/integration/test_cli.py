@@ -1,11 +1,15 @@
 """The commands, each against a real database and against what may be wrong."""
 
 import json
+import os
+import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ from celery import Celery
 from click.testing import CliRunner, Result
 from psycopg import sql
 
-from aioabort.cli import main
+from aioabort.cli.group import main
 
 MakeApp = Callable[..., Celery]
 
@@ -26,9 +30,12 @@ MakeApp = Callable[..., Celery]
 COMMANDS = {
     "abort": ["abort", "some-id"],
     "cleanup": ["cleanup"],
+    "doctor": ["doctor"],
     "init-db": ["init-db"],
     "list": ["list"],
     "status": ["status", "some-id"],
+    "watch": ["watch"],
+    "watch-id": ["watch", "some-id"],
 }
 every_command = pytest.mark.parametrize("name", COMMANDS)
 
@@ -178,7 +185,7 @@ def test_list(app: Celery, dsn: str) -> None:
     assert [r["task_id"] for r in answer(app, "list", "--pending")] == ["c", "a"]
     assert [r["task_id"] for r in answer(app, "list", "--limit", "1")] == ["c"]
     lines = run(app, "list").stdout.splitlines()
-    assert " ".join(lines[0].split()) == "TASK AGE BY REASON SEEN BY OUTCOME"
+    assert " ".join(lines[0].split()) == "TASK ASKED AGE BY REASON SEEN BY OUTCOME"
     assert lines[2].split()[0] == "b"
     assert lines[2].endswith("celery@host pid 1  aborted")
     assert len(lines) == 4
@@ -259,6 +266,78 @@ def test_printed_sql_creates_the_same_table(
         assert execute(dsn, statement) == execute(empty_dsn, statement) != []
 
 
+def test_doctor(app: Celery, dsn: str) -> None:
+    """Where all is well, it says by which way, how fast, and what is pending."""
+    run(app, "abort", "some-id")
+    execute(
+        dsn,
+        "INSERT INTO aioabort_request (task_id, expires_at, outcome)"
+        " VALUES ('old', now() - interval '1 s', 'aborted')",
+    )
+    result = run(app, "doctor")
+
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert all(line.startswith("ok   ") for line in lines)
+    assert lines[0].startswith("ok   PostgreSQL ")
+    assert re.fullmatch(r"ok   notify: notifications arrive within [\d.]+ ms", lines[3])
+    assert lines[4].startswith("ok   1 requests pending, 1 unseen for up to ")
+    assert lines[5] == "ok   1 requests have expired: run cleanup"
+    told = answer(app, "doctor")
+    assert told["is_well"] is True
+    assert told["notifications"]["mode"] == "notify"
+    assert told["requests"]["pending"] == 1
+
+
+def test_doctor_leaves_the_table_to_be_created(
+    empty_dsn: str, make_app: MakeApp
+) -> None:
+    """It changes nothing, and says what will be done, or is to be done."""
+    result = run(make_app(empty_dsn), "doctor")
+    assert result.exit_code == 0
+    assert "will be created at first use" in result.stdout
+    assert execute(empty_dsn, "SELECT to_regclass('aioabort_request')") == [(None,)]
+
+    result = run(make_app(empty_dsn, aioabort_create_tables=False), "doctor")
+    assert result.exit_code == 1
+    assert "BAD  the table" in result.stdout
+    assert "init-db" in result.stdout
+
+
+def test_doctor_of_an_older_table(app: Celery, dsn: str) -> None:
+    """A column that is missing is named."""
+    execute(dsn, "ALTER TABLE aioabort_request DROP COLUMN traceparent")
+    result = run(app, "doctor")
+    assert result.exit_code == 1
+    assert "has no columns traceparent" in result.stdout
+
+
+def test_doctor_without_notifications(make_app: MakeApp, dsn: str) -> None:
+    """Polling is no fault where it is wanted."""
+    app = make_app(dsn, aioabort_notify=False, aioabort_poll_interval=0.5)
+    result = run(app, "doctor")
+    assert result.exit_code == 0
+    assert "ok   poll only, every 0.5 s: aioabort_notify is False" in result.stdout
+
+
+def test_doctor_where_notifications_do_not_arrive(
+    make_app: MakeApp, dsn: str, empty_dsn: str
+) -> None:
+    """As if a pooler stood before it: another database's notifications are not ours."""
+    result = run(make_app(dsn, aioabort_listen_dsn=empty_dsn), "doctor")
+    assert result.exit_code == 1
+    assert "BAD  poll only, every 1 s: none arrived in time" in result.stdout
+
+
+def test_doctor_where_the_listener_cannot_connect(make_app: MakeApp, dsn: str) -> None:
+    """It is told apart from a database that is down."""
+    app = make_app(dsn, aioabort_listen_dsn="postgresql://a:secret@127.0.0.1:1/x")
+    result = run(app, "doctor")
+    assert result.exit_code == 1
+    assert "BAD  poll only, every 1 s: LISTEN fails: " in result.stdout
+    assert "secret" not in result.output
+
+
 def assert_one_line(result: Result, code: int, text: str) -> None:
     """Check the exit code, and that one clear line and nothing else was printed."""
     assert result.exit_code == code, result.output
@@ -269,7 +348,7 @@ def assert_one_line(result: Result, code: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("task_id", ["", "x" * 156, "nul\0"])
-@pytest.mark.parametrize("name", ["abort", "status"])
+@pytest.mark.parametrize("name", ["abort", "status", "watch"])
 def test_wrong_id(app: Celery, dsn: str, name: str, task_id: str) -> None:
     """It is refused before anything is written."""
     assert_one_line(run(app, name, task_id), 2, "task id")
@@ -314,46 +393,71 @@ def test_database_down(make_app: MakeApp, name: str) -> None:
     assert "secret" not in result.output
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status"])
+@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
 def test_no_table(empty_dsn: str, make_app: MakeApp, name: str) -> None:
     """Where it must not be created, the line tells which one is missing."""
     app = make_app(empty_dsn, aioabort_create_tables=False)
     assert_one_line(run(app, *COMMANDS[name]), 3, '"aioabort_request" is missing')
 
 
+@dataclass(frozen=True)
+class Stranger:
+    """A role of the server, and its password."""
+
+    role: str
+    password: str
+
+    def dsn(self, dsn: str) -> str:
+        """Return the address of the same database for this role."""
+        user = dsn.partition("://")[2].partition("@")[0]
+        return dsn.replace(f"{user}@", f"{self.role}:{self.password}@", 1)
+
+
 @pytest.fixture
-def stranger(server: Any) -> Iterator[tuple[str, str]]:
-    """A role that may connect and nothing else, and its password."""
+def stranger(dsn: str) -> Iterator[Stranger]:
+    """A role that may connect and nothing else."""
     role, password = f"aioabort_{uuid4().hex}", uuid4().hex
     name = sql.Identifier(role)
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection:
         create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         connection.execute(create.format(name, sql.Literal(password)))
-        yield role, password
+        yield Stranger(role, password)
+        connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
         connection.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status"])
-def test_no_rights(
-    dsn: str, make_app: MakeApp, stranger: tuple[str, str], name: str
-) -> None:
+def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -> None:
+    """The rights that are missing are named, and those of cleanup are not needed."""
+    app = make_app(stranger.dsn(dsn))
+    execute(dsn, f"GRANT SELECT ON celery_taskmeta TO {stranger.role}")
+    result = run(app, "doctor")
+
+    assert result.exit_code == 1
+    [line] = [text for text in result.stdout.splitlines() if "lacks" in text]
+    assert line == (
+        'BAD  the role lacks SELECT on "aioabort_request",'
+        ' INSERT on "aioabort_request", UPDATE on "aioabort_request",'
+        ' INSERT on "celery_taskmeta", UPDATE on "celery_taskmeta",'
+        ' USAGE on "task_id_sequence"'
+    )
+    assert stranger.password not in result.output
+
+
+@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
+def test_no_rights(dsn: str, make_app: MakeApp, stranger: Stranger, name: str) -> None:
     """PostgreSQL's own words tell what may not be done."""
-    role, password = stranger
-    user = dsn.partition("://")[2].partition("@")[0]
-    app = make_app(dsn.replace(f"{user}@", f"{role}:{password}@", 1))
+    app = make_app(stranger.dsn(dsn))
     result = run(app, *COMMANDS[name])
     assert_one_line(result, 3, "permission denied")
-    assert password not in result.output
+    assert stranger.password not in result.output
 
 
 def test_no_right_to_create(
-    empty_dsn: str, make_app: MakeApp, stranger: tuple[str, str]
+    empty_dsn: str, make_app: MakeApp, stranger: Stranger
 ) -> None:
     """A role that may not create the table is told so."""
-    role, password = stranger
     execute(empty_dsn, "REVOKE CREATE ON SCHEMA public FROM public")
-    user = empty_dsn.partition("://")[2].partition("@")[0]
-    app = make_app(empty_dsn.replace(f"{user}@", f"{role}:{password}@", 1))
+    app = make_app(stranger.dsn(empty_dsn))
     assert_one_line(run(app, "init-db"), 3, "permission denied")
 
 
@@ -407,3 +511,51 @@ def test_interrupted(tmp_path: Path) -> None:
         connection.close()
 
     assert program.returncode == 130
+
+
+def test_watch(
+    app: Celery, dsn: str, celery_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Each request is a line when it is made, and another one when it has changed."""
+    program = start(tmp_path, celery_url(dsn), "watch", "--interval", "0.1", "--json")
+    assert program.stdout is not None
+    run(app, "abort", "some-id", "--by", "ann")
+    first = json.loads(program.stdout.readline())
+    execute(dsn, "UPDATE aioabort_request SET seen_at = now(), seen_by = 'a worker'")
+    second = json.loads(program.stdout.readline())
+    program.send_signal(signal.SIGINT)
+
+    assert program.communicate() == ("", "Error: interrupted\n")
+    assert program.returncode == 130
+    assert (first["task_id"], first["requested_by"]) == ("some-id", "ann")
+    assert (first["seen_by"], second["seen_by"]) == (None, "a worker")
+
+
+def test_watch_on_a_terminal(
+    app: Celery, dsn: str, celery_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    """A table takes the place of the one before it; a reason draws nothing of its own."""
+    run(app, "abort", "some-id", "--reason", "[red]why[/red]")
+    (tmp_path / "proj.py").write_text(PROJECT.format(backend=celery_url(dsn)))
+    main_end, terminal = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "proj", "aioabort", "watch"],
+        cwd=tmp_path,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+    )
+    os.close(terminal)
+    shown = b""
+    # The heading comes again, with the table that the second look has drawn.
+    while shown.count(b"OUTCOME") < 2:
+        shown += os.read(main_end, 4096)
+    program.send_signal(signal.SIGINT)
+    errors = program.communicate()[1]
+    os.close(main_end)
+
+    assert (program.returncode, errors) == (130, b"Error: interrupted\n")
+    assert b"some-id" in shown
+    assert b"[red]why[/red]" in shown
+    assert b"\x1b[1A" in shown  # back to the table's first line

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -24,8 +25,10 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 from celery import Celery, states
 from celery.app.task import Context
+from click.testing import CliRunner
 
 from aioabort import AbortClient, StoreError
+from aioabort.cli.group import main
 from aioabort.postgres import listener
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
@@ -335,3 +338,19 @@ async def test_tls_and_a_password_of_odd_characters(
             await AbortClient(make_app(dsn, aioabort_dsn=address)).open()
         assert PASSWORD not in str(caught.value)
         assert quote(PASSWORD, safe="") not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_the_doctor_finds_a_pooler(
+    bouncer: Start, make_app: MakeApp, mode: str
+) -> None:
+    """It says that one is there, and whether notifications come through."""
+    app = make_app(bouncer(mode).dsn)
+    result = CliRunner().invoke(main, ["doctor"], obj=SimpleNamespace(app=app))
+
+    assert "ok   behind a connection pooler" in result.stdout
+    if mode == "session":
+        assert "ok   notify" in result.stdout
+    else:
+        assert "BAD  poll only, every 1 s: a connection pooler" in result.stdout
+    assert result.exit_code == (0 if mode == "session" else 1)
