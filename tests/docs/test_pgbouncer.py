@@ -1,0 +1,25 @@
+"""A real PgBouncer in transaction mode."""
+
+import pytest
+
+from tests.integration.test_poolers import PGBOUNCER, running_bouncer
+
+from .reader import Reader
+
+PAGE = "docs/how-to/pgbouncer.md"
+
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+
+
+@pytest.fixture
+def empty_dsn(dsn: str) -> str:
+    """A database that has the tables: the pooler hides who creates them."""
+    return dsn
+
+
+def test_pooler(reader: Reader) -> None:
+    """The client polls, and is notified when it has a direct address."""
+    with running_bouncer(reader.dsn, "transaction") as bouncer:
+        reader.replaced["postgresql://app@pgbouncer:6432/app"] = bouncer.dsn
+        reader.replaced["postgresql://app@db/app"] = reader.dsn
+        reader.follow()
