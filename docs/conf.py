@@ -20,7 +20,10 @@ nitpicky = True
 # Other projects' names, of which there is no inventory without a network.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|asyncpg|celery|collections|contextlib|datetime|typing)\..*"),
-    ("py:.*", r"(.*\.)?(Any|AnyPool|Celery|Follower|GroupResult|P|R|R_co|Signature|T|Task|TaskRow)"),
+    (
+        "py:.*",
+        r"(.*\.)?(Any|AnyPool|Celery|Follower|GroupResult|P|R|R_co|Signature|T|Task|TaskRow)",
+    ),
     # Celery's own classes, as they are seen by type checkers.
     ("py:.*", r"aioabort\.generics\.Generic\w+"),
     ("py:class", r"aioabort\.producer\.result\.AbortableEagerResult"),
