@@ -11,7 +11,7 @@ from celery import Celery
 from celery.exceptions import BackendError
 
 from aioabort import AbortClient, StoreError
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import open_store
 from aioabort.settings import read_settings
 from aioabort.testing.postgres import throwaway_postgres
