@@ -72,10 +72,13 @@ def run_abortable(
     request = cast("Context | None", task.request_stack.top)
     if request is None or request.called_directly:
         return body(*args, **kwargs)
+    if request.is_eager:
+        return _run_eagerly(task, request, body, args, kwargs)
     current = token.current.get()
     run = current if current.task_id == request.id else _begin(task, request)
     if not isinstance(run, Run):
-        return _run_unwatched(task, request, body, args, kwargs)
+        nobodys = token.AbortToken(request.id or "")
+        return _finish_coroutine(task, nobodys, body(*args, **kwargs))
     was_in_body, run.in_body = run.in_body, True
     try:
         if not run.is_started:
@@ -104,14 +107,14 @@ def _check_start(run: Run) -> None:
     run.raise_if_aborted()
 
 
-def _run_unwatched(
+def _run_eagerly(
     task: "Task[..., Any]",
     request: Context,
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """Call *body*, which runs eagerly or where nothing can be looked up.
+    """Call *body*, of a task that nobody can ask to stop: it runs where it is sent.
 
     It may be called by a task whose abort it sees, or raise TaskAborted by itself.
     """
@@ -120,7 +123,7 @@ def _run_unwatched(
         return _finish_coroutine(task, nobodys, body(*args, **kwargs))
     except (TaskAborted, ExceptionGroup) as raised:
         error = _own_abort(raised, request)
-        if error is None or not request.is_eager:
+        if error is None:
             raise
         finish_aborted(task, request, error)
 
@@ -167,8 +170,6 @@ def _finish_coroutine(
 
 def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
     """Return a run that PostgreSQL is asked about; None for one that cannot be."""
-    if request.is_eager:
-        return None
     if not is_storable(request.id or ""):
         # Every look at all that runs here would fail for the sake of this one.
         _warn_once("PostgreSQL cannot hold the id of one of them")
@@ -193,8 +194,9 @@ def _warn_once(problem: str) -> None:
 def _begin_early(sender: "Task[..., Any]", **_: object) -> None:
     """Have PostgreSQL asked while Celery stores that the task has started."""
     request = cast("Context | None", sender.request_stack.top)
-    if request is not None and hasattr(sender.run, "is_abortable"):
-        _begin(sender, request)
+    if request is None or request.is_eager or not hasattr(sender.run, "is_abortable"):
+        return
+    _begin(sender, request)
 
 
 def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:

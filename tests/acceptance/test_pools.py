@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import anyio
 import pytest
@@ -287,6 +288,38 @@ async def test_server_known_by_name(
         worker.process.terminate()
         assert await ends(worker) == 0
     await network.cut()
+
+
+@pytest.mark.skipif(find_spec("eventlet") is None, reason="eventlet is not installed")
+async def test_eventlet(start_worker: StartWorker, place: Place) -> None:
+    """Tasks run, but cannot be aborted, and one line of the log says so."""
+    worker = start_worker("eventlet")
+    await runs_without_aborts(worker, place, "the eventlet pool is not supported")
+
+
+async def test_app_without_postgresql(
+    start_worker: StartWorker, place: Place, in_redis: tuple[str, dict[str, str]]
+) -> None:
+    """The same is true where aioabort does not know where to ask."""
+    url, options = in_redis
+    worker = start_worker(
+        "threads",
+        result_backend=url,
+        result_backend_transport_options=options,
+    )
+    await runs_without_aborts(worker, place, "aioabort_dsn")
+
+
+async def runs_without_aborts(worker: Worker, place: Place, problem: str) -> None:
+    """See that abortable tasks run, and that the log says once why no abort comes."""
+    for number in range(2):
+        worker.project.once.delay(str(place.folder))
+        await place.reached("body", times=number + 1)
+        worker.project.in_async.doubling.delay(str(place.folder), 21)
+    log = worker.log.read_text()
+    told = "tasks run, but cannot be aborted: "
+    assert log.count(told) == 1
+    assert problem in log.partition(told)[2].partition("\n")[0]
 
 
 # The end of a worker.
