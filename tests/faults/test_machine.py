@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from aioabort import AbortRequest
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 from aioabort.worker.monitor import Monitor
