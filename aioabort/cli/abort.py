@@ -159,7 +159,8 @@ def _facts(receipt: AbortReceipt, ends: Ends | None) -> dict[str, object]:
 
 
 def _code(receipts: Sequence[AbortReceipt], ends: Ends) -> Exit:
-    late = [end for end in ends.values() if isinstance(end, WaitTimeout)]
+    known = (ends.get(receipt.task_id) for receipt in receipts)
+    late = [end for end in known if isinstance(end, WaitTimeout)]
     if len(late) == 1:
         return fail(str(late[0]), Exit.LATE)
     if late:
