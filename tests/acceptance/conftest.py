@@ -58,9 +58,7 @@ def start_worker(
             (folder / "queue").mkdir()
             (folder / "processed").mkdir()
             started.append(
-                stack.enter_context(
-                    running_worker(folder, dsn, url, pool, **settings)
-                )
+                stack.enter_context(running_worker(folder, dsn, url, pool, **settings))
             )
             return started[-1]
 
