@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from celery import Celery, states
 from celery.app.task import Context
@@ -24,7 +25,6 @@ from hypothesis.stateful import (
 )
 
 from aioabort import AbortRequest
-from aioabort.postgres.connection import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
 from aioabort.worker.monitor import Monitor
@@ -84,9 +84,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._settings = read_settings(self.app)
-        self._pool_context = open_pool(self._settings.dsn, max_size=2)
-        self._pool = self._do(self._pool_context.__aenter__())
-        self._store: Store = self._do(open_store(self._pool, self._settings))
+        self._connection = self._do(asyncpg.connect(self._settings.dsn.url))
+        self._store: Store = self._do(open_store(self._connection, self._settings))
         self._tasks = [Task() for _ in range(3)]
 
     def teardown(self) -> None:
@@ -96,7 +95,7 @@ class Machine(RuleBasedStateMachine):
                 self._drain(task)
             self._audit()
         finally:
-            self._do(self._pool_context.__aexit__(None, None, None))
+            self._do(self._connection.close())
             self._runner.close()
 
     # What happens.
@@ -223,7 +222,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def expire(self) -> None:
         """Clean up requests that are settled and old."""
-        self._do(self._pool.execute(EXPIRE))
+        self._do(self._connection.execute(EXPIRE))
         while self._do(self._store.delete_expired(1)):
             pass
 
@@ -310,7 +309,7 @@ class Machine(RuleBasedStateMachine):
     def _row(self, task: Task) -> tuple[Any, ...] | None:
         statement = "SELECT status, result, traceback, date_done FROM celery_taskmeta"
         row = self._do(
-            self._pool.fetchrow(f"{statement} WHERE task_id = $1", task.task_id)
+            self._connection.fetchrow(f"{statement} WHERE task_id = $1", task.task_id)
         )
         return row and tuple(row)
 
@@ -320,7 +319,7 @@ class Machine(RuleBasedStateMachine):
         return request
 
     def _execute(self, statement: str, task: Task) -> None:
-        self._do(self._pool.execute(statement, task.task_id))
+        self._do(self._connection.execute(statement, task.task_id))
 
     def _do(self, act: Any) -> Any:
         async def do() -> Any:
