@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-#: Of all fuzz tests together: Hypothesis finds the strange cases, and mutations of what
-#: is usual are a hundred times as fast.
-CASES = 100_000
+#: Of all fuzz tests together.
+CASES = {"full": 100_000, "quick": 10_000}
+
+#: Hypothesis finds the strange cases, and mutations of what is usual are a hundred times
+#: as fast.
 DRAWN = 0.03
 
 #: How many of a case's parts are.
@@ -24,14 +27,18 @@ T = TypeVar("T")
 Check = Callable[[T], None]
 
 
+def cases(config: pytest.Config) -> int:
+    """Return how many cases all fuzz tests together have."""
+    return CASES["quick" if config.getoption("quick") else "full"]
+
+
 def check_cases(
     check: Check[T],
-    share: float,
+    count: int,
     strategy: st.SearchStrategy[T],
     corpus: Sequence[T] = (),
 ) -> None:
-    """Check *share* of all cases, the same ones each time."""
-    count = round(CASES * share)
+    """Check *count* cases, the same ones each time."""
     drawn = round(count * DRAWN) if corpus else count
     chance = random.Random(check.__name__)
     for number in range(count - drawn):
@@ -55,13 +62,13 @@ def check_cases(
 
 def fuzzed(
     share: float, strategy: st.SearchStrategy[T], corpus: Sequence[T] = ()
-) -> Callable[[Check[T]], Callable[[], None]]:
+) -> Callable[[Check[T]], Callable[[pytest.Config], None]]:
     """Make a check a test with *share* of all cases."""
 
     def decorate(check: Check[T]) -> Callable[[], None]:
         @functools.wraps(check)
-        def test() -> None:
-            check_cases(check, share, strategy, corpus)
+        def test(pytestconfig: pytest.Config) -> None:
+            check_cases(check, round(cases(pytestconfig) * share), strategy, corpus)
 
         # pytest would take the value for a fixture.
         del test.__wrapped__

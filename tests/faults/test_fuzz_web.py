@@ -17,13 +17,16 @@ from starlette.routing import Router
 from aioabort import AbortClient
 from aioabort.web import Caller, routes
 
-from .cases import PIECES, STALL, check_cases
+from .cases import PIECES, STALL, cases, check_cases
 
 #: A method, a path, a query, headers by name, a body: text, sent as its bytes in UTF-8.
 Asked = tuple[str, str, str, tuple[tuple[str, str], ...], str]
 
 #: What may be answered to such requests, which are wrong or harmless; 307 is Starlette's.
 STATUSES = {200, 202, 204, 307, 400, 403, 404, 405, 409, 413, 415, 422}
+
+#: Of all fuzz tests' cases.
+SHARE = 0.08
 
 VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -170,9 +173,9 @@ def site(dsn: str, make_app: Callable[..., Celery]) -> Iterator[Site]:
         site.close()
 
 
-def test_web_input(site: Site) -> None:
+def test_web_input(site: Site, pytestconfig: pytest.Config) -> None:
     """Each request is answered: done, or refused with the reason, but never a crash."""
-    check_cases(site.answers, 0.05, requests, CORPUS)
+    check_cases(site.answers, round(cases(pytestconfig) * SHARE), requests, CORPUS)
 
 
 async def by_header(request: Request, _action: str, _task_id: str | None) -> Caller:

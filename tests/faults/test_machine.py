@@ -329,7 +329,10 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_any_order(
-    dsn: str, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+    dsn: str,
+    make_app: Callable[..., Celery],
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
 ) -> None:
     """No order of events loses a request, or changes a result."""
     # Celery would open a connection for each step.
@@ -342,7 +345,7 @@ def test_any_order(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=15 if pytestconfig.getoption("quick") else 60,
             stateful_step_count=30,
             derandomize=True,
             database=None,
