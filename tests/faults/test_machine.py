@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from aioabort import AbortRequest
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
+from aioabort.worker.kills import Kills
 from aioabort.worker.monitor import Monitor
 from aioabort.worker.run import Run
 
@@ -135,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         if not task.queue or task.running is not None:
             return
         redelivered = task.queue.pop(0)
-        monitor = Monitor(self._settings, lambda _: None)
+        monitor = Monitor(self._settings, Kills(self.app))
         context = Context(
             id=task.task_id, hostname="w", delivery_info={"redelivered": redelivered}
         )
