@@ -57,6 +57,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure aioabort next to its peers: ten minutes, two with --quick."""
+    session.install(".", *group("bench"))
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show it: on a page, or with ``-- --compare`` and in CI in a table."""
     session.install(".[demo]")

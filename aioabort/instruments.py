@@ -116,7 +116,7 @@ class Instruments:
         for stage in stages:
             outcome = {"outcome": str(stage.outcome)}
             self._time_to_stop.record(stage.after, outcome)
-            if stage.outcome == "too_late":
+            if stage.outcome in {"too_late", "unkillable"}:
                 self._ignored.add(1)
             self._trace("aioabort.stop", stage)
 

@@ -23,7 +23,7 @@ from aioabort.records import AbortReceipt
 @click.option(
     "--before",
     type=moment,
-    help="All whose latest state is older: a moment in ISO 8601, or an age as 30min.",
+    help="All that began before a moment in ISO 8601, or longer ago than 30min, say.",
 )
 @click.option("--reason", help="Why; the task and its result carry it.")
 @click.option("--by", "requested_by", help="Who asks.")

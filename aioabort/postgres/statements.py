@@ -144,7 +144,8 @@ SETTLE: Final = """
     LEFT JOIN {task} AS t ON t.task_id = n.task_id
     WHERE r.task_id = n.task_id AND r.outcome IS NULL
     RETURNING r.task_id, requested_at, reason, requested_by, kill_at,
-              seen_at, seen_by, r.outcome, outcome_at
+              seen_at, seen_by, r.outcome, outcome_at, traceparent,
+              extract(epoch FROM outcome_at - requested_at)::float8 AS after
 """
 
 SETTLE_ALONE: Final = """
@@ -157,7 +158,8 @@ SETTLE_ALONE: Final = """
     FROM unnest($1::text[], $2::text[]) AS n (task_id, outcome)
     WHERE r.task_id = n.task_id AND r.outcome IS NULL
     RETURNING r.task_id, requested_at, reason, requested_by, kill_at,
-              seen_at, seen_by, r.outcome, outcome_at
+              seen_at, seen_by, r.outcome, outcome_at, traceparent,
+              extract(epoch FROM outcome_at - requested_at)::float8 AS after
 """
 
 # A request may be made more urgent, never less.
@@ -264,13 +266,18 @@ _UNFINISHED: Final = """
         AND (r.outcome IS NULL OR t.status NOT IN ('PENDING', 'ABORTED'))
 """
 
+# When a task began, Celery does not store: the date_done of STARTED is NULL, and that of
+# progress is so every other time. But the ids of rows are given in the order in which
+# tasks begin, so whatever has a smaller one than a row of that time began before it.
+#
 # Celery writes date_done by the time zone of its session, which is the server's if
 # nobody has chosen another: ours is the same, and so are the moments compared.
 _CRITERIA: Final = {
     "task": "t.name = ${number}",
     "worker": "t.worker = ${number}",
     "queue": "t.queue = ${number}",
-    "before": "t.date_done < ${number}::timestamptz",
+    "before": "t.id <= (SELECT max(id) FROM {{task}}"
+    " WHERE date_done < ${number}::timestamptz)",
 }
 
 

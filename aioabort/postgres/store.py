@@ -200,6 +200,7 @@ class Store:
         ``too_late`` of a task that had not seen its request.
         """
         rows = await self._fetch(self._settle, [*outcomes], [*outcomes.values()])
+        telemetry.stopped(map(_to_end, rows))
         return list(map(_to_request, rows))
 
     async def claim_kill(self, request: AbortRequest) -> bool:
@@ -277,6 +278,16 @@ def _to_request(row: asyncpg.Record) -> AbortRequest:
 
 def _to_stages(rows: list[asyncpg.Record]) -> list[Stage]:
     return [Stage(**dict(row)) for row in rows]
+
+
+def _to_end(row: asyncpg.Record) -> Stage:
+    return Stage(
+        task_id=row["task_id"],
+        after=row["after"],
+        ago=0.0,
+        outcome=row["outcome"],
+        traceparent=row["traceparent"],
+    )
 
 
 def _to_row(row: asyncpg.Record) -> TaskRow:

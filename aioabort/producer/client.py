@@ -205,8 +205,9 @@ class AbortClient:
         ``task_track_started`` is set or they report progress, and those that wait for
         a retry; but none that is queued for the first time. *task*, *worker* (a node's
         name) and *queue* (a routing key) are stored with ``result_extended`` only.
-        *before*: the state was stored before that moment, which is the start of a task
-        that reports no progress.
+        *before*: they first ran before that moment. Celery does not store when, so it
+        is concluded from a task that began later and had ended by then: without one, a
+        task is not found by its age.
 
         Raises InvalidRequest without any criterion, ImproperlyConfigured or StoreError
         if Celery does not store what is asked for, and otherwise what ``abort()`` does.

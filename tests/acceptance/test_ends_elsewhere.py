@@ -224,14 +224,18 @@ async def test_main_process_keeps_nothing(stage: Stage) -> None:
     It forks children at any time, which would inherit them.
     """
     result = await asked(stage, "unseen")
+    before = pids_of_connections(stage)
     stage.worker.app.control.revoke(result.id, terminate=True)
     await stage.settled(result)
+    await stage.client.aclose()
 
     threads = Path(f"/proc/{stage.worker.process.pid}/task")
     await becomes_true(lambda: len([*threads.iterdir()]) == 1)
-    await becomes_true(
-        lambda: len(stage.worker.connections()) <= stage.worker.concurrency
-    )
+    await becomes_true(lambda: pids_of_connections(stage) <= before)
+
+
+def pids_of_connections(stage: Stage) -> set[int]:
+    return {connection["pid"] for connection in stage.worker.connections()}
 
 
 async def test_outage(dsn: str, start_worker: StartWorker, place: Place) -> None:

@@ -1,4 +1,4 @@
-"""One trace over two processes: the request in one, the notice and the end in another."""
+"""One trace over processes: the request in one, the notice and the end in others."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,10 @@ def spans_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tracing_worker(start_worker: StartWorker, spans_file: Path) -> Worker:
     """A worker whose tasks are traced by nobody but aioabort."""
     return start_worker(
-        "prefork", test_spans=str(spans_file), aioabort_poll_interval=0.2
+        "prefork",
+        test_spans=str(spans_file),
+        aioabort_poll_interval=0.2,
+        worker_enable_remote_control=True,
     )
 
 
@@ -37,11 +40,12 @@ def worker(request: pytest.FixtureRequest, tracing_worker: Worker) -> Worker:
 
 @pytest.fixture
 def spans_of_worker(spans_file: Path) -> Callable[[], dict[str, Any]]:
-    """Reads the worker's spans, by their names."""
+    """Reads the worker's spans of this test, by their names."""
+    known = len(spans_file.read_text().splitlines()) if spans_file.exists() else 0
 
     def read() -> dict[str, Any]:
         lines = spans_file.read_text().splitlines() if spans_file.exists() else []
-        return {span["name"]: span for span in map(json.loads, lines)}
+        return {span["name"]: span for span in map(json.loads, lines[known:])}
 
     return read
 
@@ -68,3 +72,23 @@ async def test_one_trace(
         assert int(span["parent_id"], 16) == request.context.span_id
         assert span["attributes"]["aioabort.task_id"] == result.id
     assert spans["aioabort.stop"]["attributes"]["aioabort.outcome"] == "aborted"
+
+
+async def test_a_kill_is_in_the_trace(
+    stage: Stage,
+    exporter: InMemorySpanExporter,
+    spans_of_worker: Callable[[], dict[str, Any]],
+) -> None:
+    """The process that ran the task tells nothing any more; the worker's main one does."""
+    exporter.clear()
+    result = await stage.start(stage.tasks.gated)
+    await result.abort(grace=0)
+    with pytest.raises(TaskAborted):
+        await result.wait(BOUND)
+    await becomes_true(lambda: "aioabort.stop" in spans_of_worker())
+
+    [request] = exporter.get_finished_spans()
+    [stop] = spans_of_worker().values()
+    assert int(stop["context"]["trace_id"], 16) == request.context.trace_id
+    assert int(stop["parent_id"], 16) == request.context.span_id
+    assert stop["attributes"]["aioabort.outcome"] == "killed"

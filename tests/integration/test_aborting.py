@@ -342,12 +342,12 @@ async def test_aborts_by_name_worker_queue_and_age(
     now = datetime.now(UTC)
     hour = timedelta(hours=1)
     rows = [
-        ("young", "STARTED", "index", "a@host", "fast", now),
         ("old", "PROGRESS", "index", "a@host", "slow", now - 2 * hour),
         ("retried", "RETRY", "index", "b@host", "fast", now - 2 * hour),
         ("other", "STARTED", "resize", "a@host", "fast", now - 2 * hour),
         ("done", "SUCCESS", "index", "a@host", "fast", now - 2 * hour),
         ("failed", "FAILURE", "index", "a@host", "fast", now - 2 * hour),
+        ("young", "STARTED", "index", "a@host", "fast", now),
     ]
     for number, row in enumerate(rows, 1_000):
         await database.execute(
@@ -377,6 +377,33 @@ async def test_aborts_by_name_worker_queue_and_age(
     assert bare(receipt) == ("other", "requested_before")
     assert receipt.request is not None
     assert receipt.request.reason == "cleanup"
+
+
+@pytest.mark.parametrize("states", [["STARTED"], ["STARTED", "PROGRESS", "PROGRESS"]])
+async def test_a_start_of_which_celery_stores_no_moment(
+    app: Celery, client: AbortClient, database: Database, states: list[str]
+) -> None:
+    """A task is found by its age, if one that began later had ended by then.
+
+    slow: begins | short: begins, ends | the moment | young: begins
+    """
+
+    def store(task_id: str, *states: str) -> None:
+        for state in states:
+            app.backend.store_result(task_id, None, state)
+
+    await to_thread.run_sync(store, "slow", *states)
+    assert await client.abort_where(before=datetime.now(UTC)) == []
+    await to_thread.run_sync(store, "short", "STARTED", "SUCCESS")
+    moment = datetime.now(UTC)
+    await to_thread.run_sync(store, "young", *states)
+
+    [row] = await database.fetch(
+        "SELECT date_done FROM celery_taskmeta WHERE task_id = 'slow'"
+    )
+    assert row["date_done"] is None
+    receipts = await client.abort_where(before=moment)
+    assert [receipt.task_id for receipt in receipts] == ["slow"]
 
 
 async def test_a_task_without_a_result_that_has_ended_is_not_found(

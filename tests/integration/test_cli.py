@@ -111,17 +111,19 @@ def test_abort_of_several(app: Celery, dsn: str) -> None:
 @pytest.fixture
 def extended(dsn: str, make_app: MakeApp) -> Celery:
     """An app with three tasks of which Celery knows the name; one has ended."""
-    for number, (name, state) in enumerate(
-        [("proj.index", "STARTED"), ("proj.index", "SUCCESS"), ("proj.mail", "RETRY")]
-    ):
-        finish(dsn, f"id-{number}", state)
+    for age, name, state in [
+        (2, "proj.mail", "RETRY"),
+        (1, "proj.index", "SUCCESS"),
+        (0, "proj.index", "STARTED"),
+    ]:
+        finish(dsn, f"id-{age}", state)
         execute(
             dsn,
             "UPDATE celery_taskmeta SET name = %s, date_done = date_done - %s * interval"
             " '1 h' WHERE task_id = %s",
             name,
-            number,
-            f"id-{number}",
+            age,
+            f"id-{age}",
         )
     return make_app(dsn, result_extended=True)
 

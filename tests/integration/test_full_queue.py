@@ -8,8 +8,9 @@ from anyio import fail_after
 from celery import Celery
 
 from aioabort.exceptions import StoreError
-from aioabort.postgres.connection import connect, open_pool
-from aioabort.postgres.listener import listen
+from aioabort.postgres.connection import connect
+from aioabort.postgres.hints import decode_hint
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import open_store
 from aioabort.settings import read_settings
 from aioabort.testing.postgres import LaunchError, throwaway_postgres
@@ -50,7 +51,10 @@ async def test_notifications_come_again(
         connect(settings.dsn) as link,
     ):
         store = await open_store(pool, settings)
-        assert await listen(link, store.request_channel, hints.append) is None
+        await link.listen(
+            store.request_channel,
+            lambda *notice: hints.append(decode_hint(notice[3])),
+        )
         with psycopg.connect(small_queue_dsn) as sleeper:
             sleeper.execute("LISTEN junk")
             sleeper.commit()

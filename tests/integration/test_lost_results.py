@@ -61,7 +61,7 @@ def back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_task(app: Celery, ending: Callable[[], object], away: int) -> AbortableTask:
     app.conf.task_store_errors_even_if_ignored = True
 
-    @app.task(base=AbortableTask, name="ending")
+    @app.task(base=AbortableTask, shared=False, name="ending")
     def task() -> None:
         """Wait for the abort, then end while nobody answers."""
         running.add(current_token().task_id)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from aioabort.postgres.connection import open_pool
+from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.records import Outcome
 from aioabort.settings import read_settings

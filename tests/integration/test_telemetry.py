@@ -14,8 +14,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from aioabort import AbortClient
+from aioabort import AbortClient, telemetry
 from aioabort.postgres.store import Store
+from aioabort.records import Outcome
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 from tests.integration.conftest import Network
@@ -157,6 +158,35 @@ async def test_an_abort_that_is_ignored(
     await meters.becomes("aioabort.ignored", 1)
     assert meters.value("aioabort.time_to_stop", outcome="too_late") == 1
     assert meters.value("aioabort.time_to_seen") == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ignored"), [("killed", 0), ("aborted", 0), ("too_late", 1)]
+)
+async def test_an_end_that_the_main_process_records(
+    store: Store, meters: Meters, spans: Spans, outcome: Outcome, ignored: int
+) -> None:
+    """It counts as one that the task's own process records, and once."""
+    await store.request(["a"])
+    for _ in range(2):
+        await store.settle({"a": outcome})
+
+    assert meters.value("aioabort.time_to_stop", outcome=outcome) == 1
+    assert meters.value("aioabort.ignored") == ignored
+    [request], [stop] = spans.named("aioabort.request"), spans.named("aioabort.stop")
+    assert stop.parent is not None
+    assert stop.parent.span_id == request.context.span_id
+
+
+async def test_a_task_that_cannot_be_killed_ignores_its_abort(
+    store: Store, meters: Meters
+) -> None:
+    """It has not looked, either, and nobody could end it."""
+    [request] = (await store.request(["a"])).values()
+    telemetry.stopped(await store.record_outcomes([request], ["unkillable"], [0.0]))
+
+    assert meters.value("aioabort.time_to_stop", outcome="unkillable") == 1
+    assert meters.value("aioabort.ignored") == 1
 
 
 @pytest.mark.parametrize("is_notified", [True, False])

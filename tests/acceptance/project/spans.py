@@ -8,9 +8,12 @@ from celery import signals
 FILE = json.loads(os.environ["AIOABORT_TEST_PROJECT"]).get("test_spans")
 
 
-@signals.worker_process_init.connect
+@signals.worker_init.connect
 def export_spans(**_: object) -> None:
-    """Write each span into the file, a line for each, if there is one."""
+    """Write each span into the file, a line for each, if there is one.
+
+    Those of the main process, too, and the pool's processes inherit it.
+    """
     if FILE is None:
         return
     from opentelemetry import trace  # noqa: PLC0415

@@ -1,0 +1,1 @@
+"""What aioabort costs and gains, next to its peers: ``python -m tests.benchmarks``."""
