@@ -89,7 +89,7 @@ async def new_connection(dsn: Dsn) -> tuple["Connection", bool]:
     Prepared statements are kept only where none does: behind it, the next statement may
     meet another server connection, which knows nothing of them.
     """
-    connection = await asyncpg.connect(**_arguments(dsn))
+    connection = await _connected(dsn)
     try:
         is_pooled = await _is_pooled(connection)
     except BaseException:
@@ -99,6 +99,26 @@ async def new_connection(dsn: Dsn) -> tuple["Connection", bool]:
         return connection, is_pooled
     await _close(connection)
     return await new_connection(replace(dsn, statement_cache_size=0))
+
+
+async def _connected(dsn: Dsn) -> "Connection":
+    """Connect; if that is cancelled, let it come to its end.
+
+    While it asks for TLS, asyncpg would leave an error behind that nobody retrieves, and
+    the event loop logs that.
+    """
+    connecting = asyncio.create_task(asyncpg.connect(**_arguments(dsn)))
+    try:
+        await asyncio.wait([connecting])
+    except asyncio.CancelledError:
+        with CancelScope(shield=True):
+            await asyncio.wait([connecting], timeout=CLOSE_TIMEOUT)
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            if not (connecting.cancelled() or connecting.exception()):
+                await _close(connecting.result())
+        raise
+    return connecting.result()
 
 
 async def _is_pooled(connection: "Connection") -> bool:

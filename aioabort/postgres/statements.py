@@ -83,9 +83,7 @@ OBSERVE_ALONE: Final = """
     -- $1 task ids
     SELECT task_id, NULL AS status, requested_at, reason, requested_by, kill_at,
            extract(epoch FROM kill_at - clock_timestamp())::float8 AS kill_in,
-           seen_at, seen_by, outcome, outcome_at,
-           outcome = 'killed'
-               AND outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
+           seen_at, seen_by, outcome, outcome_at
     FROM {request}
     WHERE task_id = ANY($1::text[])
 """
@@ -208,9 +206,7 @@ _ROWS: Final = """
            t.date_done::timestamptz AS date_done,
            r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
-           r.seen_at, r.seen_by, r.outcome, r.outcome_at,
-           r.outcome = 'killed'
-               AND r.outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
     LEFT JOIN {request} AS r ON r.task_id = ids.task_id
@@ -228,9 +224,6 @@ LOOK: Final = f"""
     WHERE t.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
         OR (r.outcome IS NOT NULL
             AND coalesce(t.status, 'PENDING') IN ('PENDING', 'ABORTED'))
-        -- About to end: its worker stores REVOKED, and tells nobody.
-        OR (r.outcome = 'killed'
-            AND r.outcome_at > clock_timestamp() - interval '10 seconds')
     UNION ALL
     {_ROWS.replace("$1", "$2")}
 """

@@ -142,7 +142,7 @@ class Store:
     async def look(
         self, task_ids: Sequence[str], closely: Sequence[str]
     ) -> dict[str, TaskRow]:
-        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+        """Return the rows of *task_ids* that have ended, and *closely*'s.
 
         The two have no id in common.
         """
@@ -304,5 +304,4 @@ def to_row(row: asyncpg.Record) -> TaskRow:
         date_done=row.get("date_done"),
         request=None if row["requested_at"] is None else _to_request(row),
         kill_in=row["kill_in"],
-        is_ending=bool(row.get("is_ending")),
     )

@@ -20,12 +20,25 @@ from aioabort import AbortableAsyncResult, AbortClient, TaskAborted
 from tests.integration.conftest import Network
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Place, Stage, Worker, becomes_true, first_true
+from .harness import BOUND, Place, Stage, Worker, becomes_true, execute, first_true
 
 CONTROLLED: dict[str, Any] = {
     "worker_enable_remote_control": True,
     "aioabort_poll_interval": 3_600.0,
 }
+
+#: Refuses an outcome while the row says something that is to change.
+NOT_BEFORE_THE_END = """
+    CREATE FUNCTION check_end() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT status FROM celery_taskmeta WHERE task_id = NEW.task_id)
+            NOT IN ('REVOKED', 'ABORTED')
+        THEN RAISE EXCEPTION 'settled before the end is stored'; END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER check_end BEFORE UPDATE OF outcome ON aioabort_request
+    FOR EACH ROW WHEN (NEW.outcome = 'killed') EXECUTE FUNCTION check_end()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +125,25 @@ async def test_terminated_by_somebody(stage: Stage) -> None:
     with pytest.raises(TaskAborted, match="enough"):
         await result.wait(BOUND)
     assert (await stage.settled(result)).outcome == "killed"
+
+
+@pytest.mark.parametrize("ignores_result", [False, True])
+async def test_killed_is_recorded_last(stage: Stage, ignores_result: bool) -> None:
+    """When a request is settled as killed, nothing of the task is left to be stored.
+
+    So whoever awaits the task finds its end at the first look, and needs no second one.
+
+    killed | REVOKED is stored | the outcome is | waiters are told
+    """
+    result = await asked(stage, "unseen", ignore_result=ignores_result)
+    execute(stage.worker.dsn, NOT_BEFORE_THE_END)
+    try:
+        stage.worker.app.control.revoke(result.id, terminate=True)
+        with pytest.raises(TaskAborted, match="enough"):
+            await result.wait(BOUND)
+        assert (await stage.settled(result)).outcome == "killed"
+    finally:
+        execute(stage.worker.dsn, "DROP FUNCTION check_end CASCADE")
 
 
 async def test_terminated_without_an_abort(stage: Stage) -> None:
