@@ -105,7 +105,9 @@ async def _connected(dsn: Dsn) -> "Connection":
     While it asks for TLS, asyncpg would leave an error behind that nobody retrieves, and
     the event loop logs that.
     """
-    connecting = asyncio.create_task(asyncpg.connect(**_arguments(dsn)))
+    connecting: asyncio.Task[Connection] = asyncio.create_task(
+        asyncpg.connect(**_arguments(dsn))
+    )
     try:
         await asyncio.wait([connecting])
     except asyncio.CancelledError:
