@@ -45,10 +45,12 @@ class Link:
         self.is_pooled = is_pooled
         self._turn = asyncio.Lock()
 
-    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+    async def fetch(
+        self, query: str, *args: Any, timeout: float | None = None
+    ) -> list[asyncpg.Record]:
         """Run *query* when the statements before it are done, and return its rows."""
         async with self._turn:
-            return await self.connection.fetch(query, *args)
+            return await self.connection.fetch(query, *args, timeout=timeout)
 
     async def execute(self, query: str, *args: Any) -> str:
         """Run *query* when the statements before it are done."""
