@@ -12,7 +12,9 @@ from aioabort import TaskAborted
 
 from .harness import BOUND, Stage
 
-pytestmark = pytest.mark.parametrize("worker", ["prefork-notified"], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "worker", ["prefork-notified", "prefork-notified-ours"], indirect=True
+)
 
 #: Makes a part of a workflow: ``part("stopping", "a")``.
 Part = Callable[[str, str], Signature]

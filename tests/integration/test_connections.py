@@ -1,6 +1,7 @@
 """The connections of a client: whose they are, where they lead, and how they break."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -23,6 +24,8 @@ from aioabort import (
     StoreUnavailable,
     WrongLoop,
 )
+from aioabort.dsn import parse_dsn
+from aioabort.postgres.connection import new_connection
 from tests.integration.conftest import Network
 
 MakeApp = Callable[..., Celery]
@@ -287,3 +290,30 @@ async def test_another_host_takes_over(
             assert await waiting == "value"
         assert two.connections > 0
     await two.cut()
+
+
+async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
+    network: Network, database: "asyncpg.Connection[Any]"
+) -> None:
+    """Neither a connection nor an error that the event loop would log.
+
+    socket: connected | cancelled, some turns of the loop later | asyncpg: asks for TLS
+    """
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    for turns in range(20):
+        connecting = asyncio.create_task(
+            new_connection(parse_dsn(network.dsn, setting="dsn"))
+        )
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+
+    gc.collect()
+    assert errors == []
+    with fail_after(10):
+        while await database.fetchval(OURS):
+            await sleep(0.01)
