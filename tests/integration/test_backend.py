@@ -4,23 +4,28 @@ import asyncio
 import logging
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from celery import Celery, states
+from celery import Celery, signals, states
 from celery.app.task import Context
+from celery.app.trace import build_tracer
 from celery.backends.database import DatabaseBackend
+from celery.concurrency.prefork import TaskPool
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 from celery.exceptions import BackendStoreError
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from psycopg.rows import dict_row
 
-from aioabort import AbortClient
+from aioabort import AbortableTask, AbortClient
 from aioabort.backend import encoding
 from aioabort.backend.backend import PostgresBackend
 from aioabort.worker.agent import stop_agents
@@ -552,3 +557,90 @@ async def listening(client: AbortClient) -> None:
     async with asyncio.timeout(10):
         while client.health().mode != "notify":
             await asyncio.sleep(0.01)
+
+
+@dataclass
+class Traced:
+    """What a task's trace sent to the server, and how it ended."""
+
+    before_body: int
+    in_all: int
+    result: Any
+
+
+async def trace(app: Celery, network: Network, task_id: str) -> Traced:
+    """Run the task as a pool's process does, and count what is sent to the server."""
+    counts: list[int] = []
+
+    @app.task(base=AbortableTask, shared=False, name=task_id)
+    def count() -> str:
+        counts.append(network.requests)
+        return "done"
+
+    count.bind(app)
+    run = build_tracer(count.name, app.tasks[count.name], app=app)
+    request = {"id": task_id, "hostname": "worker@host", "delivery_info": {}}
+    first = network.requests
+    ended = await asyncio.to_thread(run, task_id, (), {}, request)
+    body = counts[0] - first if counts else 0
+    return Traced(body, network.requests - first, ended.retval)
+
+
+async def test_one_statement_to_start_and_one_to_end(
+    network: Network, make_backend: Callable[..., Any]
+) -> None:
+    """Storing STARTED is the start check; storing the result is all that follows."""
+    settings = {
+        "task_track_started": True,
+        "aioabort_notify": False,
+        "aioabort_poll_interval": 1000,
+    }
+    app = make_backend("aioabort", network.dsn, **settings).app
+    # Statements are prepared at first use.
+    await trace(app, network, "first")
+    traced = await trace(app, network, "second")
+
+    assert (traced.before_body, traced.in_all) == (1, 2)
+    assert traced.result == "done"
+
+
+@pytest.mark.parametrize("by", ["request", "Celery's own"])
+async def test_aborted_before_the_start(
+    dsn: str, network: Network, make_backend: Callable[..., Any], by: str
+) -> None:
+    """The statement that would store STARTED finds the request: the body never runs."""
+    app = make_backend("aioabort", network.dsn, task_track_started=True).app
+    if by == "request":
+        async with AbortClient(app) as client:
+            await client.abort("task", reason="why")
+        # STARTED of a worker with Celery's own backend has been stored since.
+        rows(dsn, "UPDATE celery_taskmeta SET status = 'STARTED'")
+    else:
+        celerys = make_backend("db", dsn)
+        await asyncio.to_thread(celerys.store_result, "task", None, "ABORTED")
+    traced = await trace(app, network, "task")
+
+    assert traced.before_body == 0
+    assert row_of(dsn, "task")["status"] == "REVOKED"
+
+
+@pytest.fixture
+def main_process() -> Iterator[None]:
+    """This is the main process of a prefork pool."""
+    worker = SimpleNamespace(pool_cls=TaskPool)
+    signals.celeryd_after_setup.send("worker@host", instance=worker)
+    yield
+    worker.pool_cls = SoloPool
+    signals.celeryd_after_setup.send("worker@host", instance=worker)
+
+
+@pytest.mark.usefixtures("main_process")
+def test_main_process_keeps_nothing(ours: Any, dsn: str) -> None:
+    """A process that forks stores and reads, and has neither thread nor connection then."""
+    threads = threading.active_count()
+    ours.store_result("task", 1, "REVOKED")
+
+    assert row_of(dsn, "task")["status"] == "REVOKED"
+    assert threading.active_count() == threads
+    count = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+    assert len(rows(dsn, count)) == 1
