@@ -20,6 +20,11 @@ from aioabort.settings import read_settings
 
 
 @pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+@pytest.fixture
 async def database(dsn: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
     """A connection of the test's own to the database of ``app``."""
     connection = await asyncpg.connect(dsn)

@@ -4,18 +4,16 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import anyio.lowlevel
 import asyncpg
 import psycopg
 import pytest
 from anyio import fail_after, sleep, to_thread
-from celery import Celery, states
+from celery import Celery
 
 from aioabort import (
     AbortClient,
@@ -27,6 +25,7 @@ from aioabort import (
 from aioabort.dsn import parse_dsn
 from aioabort.postgres.connection import new_connection
 from tests.integration.conftest import Network
+from tests.integration.steps import end, until, waiting_for
 
 MakeApp = Callable[..., Celery]
 
@@ -37,31 +36,6 @@ OURS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'aioabort'
 """
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-async def end(app: Celery, task_id: str, result: Any) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with fail_after(20):
-        while not condition():
-            await sleep(0.01)
-
-
-async def waiting_for(client: AbortClient, task_id: str) -> "asyncio.Task[Any]":
-    """Return a task that waits, and has looked for the first time."""
-    waiting = asyncio.create_task(client.wait(task_id))
-    async with aclosing(client.watch(task_id)) as snapshots:
-        await anext(snapshots)
-    assert not waiting.done()
-    return waiting
 
 
 async def test_a_lent_pool_is_used_and_stays_open(

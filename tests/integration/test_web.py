@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -25,6 +24,7 @@ from starlette.routing import Mount, Router
 from aioabort import AbortClient, TaskAborted
 from aioabort.web import Action, Caller, routes
 from tests.integration.conftest import Network, Stranger
+from tests.integration.steps import end
 
 MakeApp = Callable[..., Celery]
 
@@ -48,11 +48,6 @@ async def by_header(
 
 
 @pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-@pytest.fixture
 async def browser(client: AbortClient) -> AsyncIterator[Browser]:
     """Who asks the endpoints, mounted below /tasks, as alice."""
     async with browsing(mounted(client)) as browser:
@@ -72,11 +67,6 @@ async def browsing(app: Any, base: str = "http://site/tasks") -> AsyncIterator[B
 def mounted(client: AbortClient, **options: Any) -> Starlette:
     options.setdefault("authorize", by_header)
     return Starlette(routes=[Mount("/tasks", routes=routes(client, **options))])
-
-
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
 
 
 # What is told of a task.
