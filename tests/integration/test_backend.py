@@ -5,21 +5,20 @@ import logging
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from celery import Celery, signals, states
+from billiard import Process
+from celery import Celery, states
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.database import DatabaseBackend
-from celery.concurrency.prefork import TaskPool
-from celery.concurrency.solo import TaskPool as SoloPool
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 from celery.exceptions import BackendStoreError
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
@@ -642,11 +641,11 @@ async def test_aborted_before_the_start(
 @pytest.fixture
 def main_process() -> Iterator[None]:
     """This is the main process of a prefork pool."""
-    worker = SimpleNamespace(pool_cls=TaskPool)
-    signals.celeryd_after_setup.send("worker@host", instance=worker)
+    child = Process(target=time.sleep, args=(60,), name="ForkPoolWorker-1", daemon=True)
+    child.start()
     yield
-    worker.pool_cls = SoloPool
-    signals.celeryd_after_setup.send("worker@host", instance=worker)
+    child.terminate()
+    child.join()
 
 
 @pytest.mark.usefixtures("main_process")
