@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -21,12 +22,14 @@ from celery.app.trace import build_tracer
 from celery.backends.database import DatabaseBackend
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 from celery.exceptions import BackendStoreError
+from click.testing import CliRunner
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from psycopg.rows import dict_row
 
 from aioabort import AbortableTask, AbortClient, ResultTooLarge
 from aioabort.backend import encoding
 from aioabort.backend.backend import PostgresBackend
+from aioabort.cli.group import main
 from aioabort.worker.agent import stop_agents
 from tests.integration.conftest import Network
 
@@ -513,6 +516,20 @@ async def test_lost_connection_in_the_middle_of_a_store(
     assert row_of(dsn, "task")["status"] == "SUCCESS"
 
 
+async def test_connection_that_goes_silent(
+    network: Network, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement without an answer in time is repeated on another connection."""
+    monkeypatch.setattr("aioabort.postgres.results.STATEMENT_TIMEOUT", 0.3)
+    ours = make_backend("aioabort", network.dsn)
+    await asyncio.to_thread(ours.store_result, "before", 1, "SUCCESS")
+    network.freeze()
+    await asyncio.to_thread(ours.store_result, "task", 1, "SUCCESS")
+
+    assert await asyncio.to_thread(ours.get_result, "task") == 1
+    assert network.connections >= 2
+
+
 async def test_server_that_stays_away(
     network: Network, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,3 +675,26 @@ def test_main_process_keeps_nothing(ours: Any, dsn: str) -> None:
     assert threading.active_count() == threads
     count = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
     assert len(rows(dsn, count)) == 1
+
+
+def init_db(app: Celery, *arguments: str) -> str:
+    context = SimpleNamespace(app=app)
+    result = CliRunner().invoke(main, ["init-db", *arguments], obj=context)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("is_printed", [True, False])
+def test_tables_that_an_administrator_creates(
+    make_backend: Callable[..., Any], empty_dsn: str, dsn: str, is_printed: bool
+) -> None:
+    """``init-db`` creates all tables, or prints how, for a role that may not."""
+    ours = make_backend("aioabort", empty_dsn, aioabort_create_tables=False)
+    if is_printed:
+        rows(empty_dsn, init_db(ours.app, "--sql"))
+    else:
+        init_db(ours.app)
+    ours.store_result("task", 1, "SUCCESS")
+
+    for statement in CATALOGUE.values():
+        assert rows(empty_dsn, statement) == rows(dsn, statement)
