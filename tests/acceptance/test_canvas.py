@@ -1,4 +1,4 @@
-"""One abort ends all of a workflow, wherever it is at that moment (need N10)."""
+"""One abort ends all of a workflow, wherever it is at that moment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How an abort ends a task, for everything in Celery that waits for it (needs N1, N10).
+"""How an abort ends a task, for everything in Celery that waits for it.
 
 Each cell of the table runs with results in PostgreSQL and in Redis, and none may hang.
 """
