@@ -15,7 +15,7 @@ from celery.utils.time import maybe_timedelta
 from aioabort.backend import encoding
 from aioabort.backend.calls import agent_at
 from aioabort.dsn import parse_dsn
-from aioabort.exceptions import StoreUnavailable
+from aioabort.exceptions import ResultTooLarge, StoreUnavailable
 from aioabort.postgres.results import ResultTables
 from aioabort.records import ABORTED
 from aioabort.settings import Settings, read_settings
@@ -98,7 +98,7 @@ class PostgresBackend(BaseBackend):
             columns = encoding.to_columns(self, result, state, traceback, request)
             size = encoding.size_of(columns)
             if size > encoding.LARGEST:
-                raise encoding.ResultTooLarge(task_id, size)
+                raise ResultTooLarge(task_id, size, encoding.LARGEST)
             token = current.get()
             run = token if isinstance(token, Run) and token.task_id == task_id else None
             if state != states.STARTED or (run and run.supervisor is not agent):

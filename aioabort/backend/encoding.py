@@ -7,10 +7,7 @@ from typing import Any, Final
 
 import celery
 from celery import states
-from kombu.exceptions import EncodeError
 from kombu.utils.encoding import ensure_bytes
-
-from aioabort.exceptions import AioabortError
 
 #: Before 5.7, Celery pickled results whatever the serializer.
 PICKLES: Final = celery.VERSION < (5, 7)
@@ -21,24 +18,6 @@ LARGEST: Final = 2**30 - 2**20
 EXTENDED: Final = ("name", "args", "kwargs", "worker", "retries", "queue")
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-
-class ResultTooLarge(AioabortError, EncodeError):
-    """The result of a task takes more than PostgreSQL can keep in a row: 1 GB.
-
-    As with a result that cannot be encoded, the task fails with this error.
-    """
-
-    def __init__(self, task_id: str, size: int) -> None:
-        super().__init__(task_id, size)
-        self.task_id = task_id
-        self.size = size
-
-    def __str__(self) -> str:
-        return (
-            f"The result of task {self.task_id!r} takes {self.size:,} bytes, "
-            f"and PostgreSQL can keep {LARGEST:,} of a task"
-        )
 
 
 def to_columns(

@@ -14,6 +14,9 @@ MORE_COLUMNS: Final = (
 # A result that is final is never changed by a state that is not, nor a SUCCESS by
 # anything; and ABORTED only by the end of the task, or by a later run of the same id.
 # The row's key is its own if it has one, so that no value of the sequence is wasted.
+# For a state that is not final nobody waits until it is on the disk: if the server
+# crashes within the second, the row is as it was before, and the end of the task, or a
+# request to abort it, is written all the same.
 _STORE: Final = """
     -- $1 task id, $2 status, and the other columns
     WITH stored AS (
@@ -40,7 +43,9 @@ _STORE: Final = """
            $1::text AS task_id, (SELECT status FROM stored) AS status,
            r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
-           r.seen_at, r.seen_by, r.outcome, r.outcome_at
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at,
+           CASE WHEN $2 NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
+               THEN set_config('synchronous_commit', 'off', true) END
     FROM (SELECT) AS one
     LEFT JOIN {{request}} AS r ON r.task_id = $1::text
 """

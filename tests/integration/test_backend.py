@@ -25,7 +25,7 @@ from celery.exceptions import BackendStoreError
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from psycopg.rows import dict_row
 
-from aioabort import AbortableTask, AbortClient
+from aioabort import AbortableTask, AbortClient, ResultTooLarge
 from aioabort.backend import encoding
 from aioabort.backend.backend import PostgresBackend
 from aioabort.worker.agent import stop_agents
@@ -568,22 +568,24 @@ class Traced:
     result: Any
 
 
-async def trace(app: Celery, network: Network, task_id: str) -> Traced:
+async def trace(
+    app: Celery, network: Network, task_id: str, body: Callable[[], Any] = str
+) -> Traced:
     """Run the task as a pool's process does, and count what is sent to the server."""
     counts: list[int] = []
 
     @app.task(base=AbortableTask, shared=False, name=task_id)
-    def count() -> str:
+    def count() -> Any:
         counts.append(network.requests)
-        return "done"
+        return body()
 
     count.bind(app)
     run = build_tracer(count.name, app.tasks[count.name], app=app)
     request = {"id": task_id, "hostname": "worker@host", "delivery_info": {}}
     first = network.requests
     ended = await asyncio.to_thread(run, task_id, (), {}, request)
-    body = counts[0] - first if counts else 0
-    return Traced(body, network.requests - first, ended.retval)
+    before_body = counts[0] - first if counts else 0
+    return Traced(before_body, network.requests - first, ended.retval)
 
 
 async def test_one_statement_to_start_and_one_to_end(
@@ -601,7 +603,20 @@ async def test_one_statement_to_start_and_one_to_end(
     traced = await trace(app, network, "second")
 
     assert (traced.before_body, traced.in_all) == (1, 2)
-    assert traced.result == "done"
+    assert traced.result == ""
+
+
+async def test_task_whose_result_is_too_large(
+    network: Network, make_backend: Callable[..., Any]
+) -> None:
+    """It fails, and its error says why."""
+    backend = make_backend("aioabort", network.dsn, **PICKLE)
+    await trace(backend.app, network, "huge", lambda: bytes(2**30))
+    meta = await asyncio.to_thread(backend.get_task_meta, "huge")
+
+    assert meta["status"] == "FAILURE"
+    assert isinstance(meta["result"], ResultTooLarge)
+    assert "task 'huge' takes 1,073,7" in str(meta["result"])
 
 
 @pytest.mark.parametrize("by", ["request", "Celery's own"])
