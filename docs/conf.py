@@ -15,6 +15,8 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+# Parts of a page, which the benchmark writes.
+exclude_patterns = ["benchmarks/*.md"]
 
 nitpicky = True
 # Other projects' names, of which there is no inventory without a network.

@@ -18,6 +18,14 @@ from .stoppers import Named, Stopper
 NOTIFIED = "aioabort"
 POLLED = "aioabort, polling alone"
 
+#: What is told of a body, by the name of its task.
+BODIES = {
+    "loop": "checks in a loop",
+    "wait": "token.wait()",
+    "coroutine": "coroutine",
+    "sleep": "time.sleep(60), raise mode",
+}
+
 
 @asynccontextmanager
 async def open_client(dsn: str, *, notify: bool = True) -> AsyncGenerator[AbortClient]:
@@ -68,10 +76,10 @@ async def stoppers(
     place: Place, board: Board, dsn: str, pool: str
 ) -> AsyncGenerator[list[Stopper]]:
     """Run two workers of *pool*: one is notified, and one polls."""
-    bodies = {"loop": "checks in a loop", "wait": "token.wait()"}
-    bodies["coroutine"] = "coroutine"
-    if pool == "prefork":
-        bodies["sleep"] = "time.sleep(60), raise mode"
+    bodies = dict(BODIES)
+    if pool != "prefork":
+        # No thread but the main one can be woken from its sleep.
+        del bodies["sleep"]
     async with (
         celery_worker(place, board, dsn, pool, 2) as worker,
         celery_worker(place, board, dsn, pool, 2, aioabort_notify=False) as polling,
