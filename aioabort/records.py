@@ -73,7 +73,7 @@ class TaskRow:
     """A task's row and its request, as stored: the result is still encoded.
 
     ``kill_in``: seconds until the request's grace is over, by the server's clock.
-    ``is_ending``: the task is being killed. Neither makes two rows differ.
+    It does not make two rows differ.
     """
 
     task_id: str
@@ -83,7 +83,6 @@ class TaskRow:
     date_done: datetime | None = None
     request: AbortRequest | None = None
     kill_in: float | None = field(default=None, compare=False)
-    is_ending: bool = field(default=False, compare=False)
 
     @property
     def is_finished(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import IntEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import click
@@ -15,6 +15,9 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort.exceptions import AioabortError, InvalidRequest, StoreUnavailable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -72,13 +75,13 @@ def run_to_end(act: Callable[[], Awaitable[Exit]]) -> Exit:
     try:
         return anyio.run(act)
     except KeyboardInterrupt:
-        return _fail("interrupted", Exit.INTERRUPTED)
+        return fail("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:
         raise  # whoever reads the output has seen enough: click ends quietly
     except Exception as error:
         logger.debug("aioabort: the command failed", exc_info=True)
         cause = _first(error)
-        return _fail(_describe(cause), _code_of(cause))
+        return fail(_describe(cause), _code_of(cause))
 
 
 def _print(answer: Answer, as_json: bool) -> Exit:  # noqa: FBT001
@@ -99,13 +102,19 @@ def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
-        # What is not compared is no fact: the client of a receipt.
-        facts = (field.name for field in fields(value) if field.compare)
-        return {name: getattr(value, name) for name in facts}
+        return facts_of(value)
     return str(value)
 
 
-def _fail(problem: str, code: Exit) -> Exit:
+def facts_of(record: "DataclassInstance") -> dict[str, object]:
+    """Return the fields of a dataclass that are facts, by their names."""
+    # What is not compared is none: the client of a receipt.
+    names = (field.name for field in fields(record) if field.compare)
+    return {name: getattr(record, name) for name in names}
+
+
+def fail(problem: str, code: Exit) -> Exit:
+    """Tell in one line what is wrong; return *code*."""
     click.echo(f"Error: {problem}", err=True)
     return code
 

@@ -11,13 +11,26 @@ from aioabort.settings import Settings
 
 def tables_of(settings: Settings) -> Tables:
     """Return the names of the tables."""
-    return Tables(settings.task_table, settings.schema)
+    return Tables(
+        settings.task_table,
+        settings.schema,
+        group_table=settings.group_table,
+        group_schema=settings.group_schema,
+    )
 
 
 def schema_sql(tables: Tables) -> str:
     """Return the statements that create the table of requests if it is missing."""
-    schema = resources.files("aioabort.postgres").joinpath("schema.sql").read_text()
-    return tables.fill(schema)
+    return tables.fill(_read("schema.sql"))
+
+
+def result_schema_sql(tables: Tables) -> str:
+    """Return the statements that create what is missing of Celery's tables."""
+    return tables.fill(_read("celery_taskmeta.sql"))
+
+
+def _read(name: str) -> str:
+    return resources.files("aioabort.postgres").joinpath(name).read_text()
 
 
 async def create_table(executor: Executor, tables: Tables) -> None:
@@ -25,8 +38,15 @@ async def create_table(executor: Executor, tables: Tables) -> None:
     await executor.execute(schema_sql(tables))
 
 
+async def create_result_tables(executor: Executor, tables: Tables) -> None:
+    """Create what is missing of Celery's tables."""
+    await executor.execute(result_schema_sql(tables))
+
+
 async def init_db(settings: Settings) -> bool:
     """Create the table of requests; return False if it was there.
+
+    With our own result backend, Celery's tables are created, too.
 
     Raises StoreUnavailable when the server cannot be reached, and StoreError when it
     refuses. What ``aioabort_create_tables`` says does not matter here.
@@ -37,6 +57,8 @@ async def init_db(settings: Settings) -> bool:
             [row] = await link.fetch(
                 statements.TABLES_EXIST, tables.request, tables.task
             )
+            if settings.stores_results and not row["has_task"]:
+                await create_result_tables(link, tables)
             if row["has_request"]:
                 return False
             await create_table(link, tables)

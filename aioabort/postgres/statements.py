@@ -83,9 +83,7 @@ OBSERVE_ALONE: Final = """
     -- $1 task ids
     SELECT task_id, NULL AS status, requested_at, reason, requested_by, kill_at,
            extract(epoch FROM kill_at - clock_timestamp())::float8 AS kill_in,
-           seen_at, seen_by, outcome, outcome_at,
-           outcome = 'killed'
-               AND outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
+           seen_at, seen_by, outcome, outcome_at
     FROM {request}
     WHERE task_id = ANY($1::text[])
 """
@@ -208,9 +206,7 @@ _ROWS: Final = """
            t.date_done::timestamptz AS date_done,
            r.requested_at, r.reason, r.requested_by, r.kill_at,
            extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
-           r.seen_at, r.seen_by, r.outcome, r.outcome_at,
-           r.outcome = 'killed'
-               AND r.outcome_at > clock_timestamp() - interval '10 seconds' AS is_ending
+           r.seen_at, r.seen_by, r.outcome, r.outcome_at
     FROM unnest((SELECT $1::text[])) AS ids (task_id)
     LEFT JOIN {task} AS t ON t.task_id = ids.task_id
     LEFT JOIN {request} AS r ON r.task_id = ids.task_id
@@ -228,9 +224,6 @@ LOOK: Final = f"""
     WHERE t.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
         OR (r.outcome IS NOT NULL
             AND coalesce(t.status, 'PENDING') IN ('PENDING', 'ABORTED'))
-        -- About to end: its worker stores REVOKED, and tells nobody.
-        OR (r.outcome = 'killed'
-            AND r.outcome_at > clock_timestamp() - interval '10 seconds')
     UNION ALL
     {_ROWS.replace("$1", "$2")}
 """
@@ -368,6 +361,8 @@ class Tables:
     task_table: str
     schema: str | None = None
     has_results: bool = True
+    group_table: str = "celery_tasksetmeta"
+    group_schema: str | None = None
 
     @property
     def task(self) -> str:
@@ -385,6 +380,16 @@ class Tables:
         return self._qualified("task_id_sequence")
 
     @property
+    def group(self) -> str:
+        """Celery's table of groups."""
+        return _qualified(self.group_schema, self.group_table)
+
+    @property
+    def group_sequence(self) -> str:
+        """The sequence that Celery's table of groups takes its primary keys from."""
+        return _qualified(self.group_schema, "taskset_id_sequence")
+
+    @property
     def _request_table(self) -> str:
         is_default = self.task_table == "celery_taskmeta"
         return (
@@ -393,18 +398,31 @@ class Tables:
 
     def fill(self, statement: str) -> str:
         """Put the tables' names into *statement*."""
-        sequence = self.sequence.replace("'", "''")
         return statement.format(
             task=self.task,
             request=self.request,
             index=quoted(f"{self._request_table}_expires_at"),
             kill_index=quoted(f"{self._request_table}_kill_at"),
-            sequence=f"'{sequence}'",
+            sequence=_text(self.sequence),
+            sequence_name=self.sequence,
+            task_index=quoted(f"ix_{self.task_table}_date_done"),
+            group=self.group,
+            group_sequence=_text(self.group_sequence),
+            group_sequence_name=self.group_sequence,
+            group_index=quoted(f"ix_{self.group_table}_date_done"),
         )
 
     def _qualified(self, name: str) -> str:
-        parts = [name] if self.schema is None else [self.schema, name]
-        return ".".join(map(quoted, parts))
+        return _qualified(self.schema, name)
+
+
+def _qualified(schema: str | None, name: str) -> str:
+    return ".".join(map(quoted, [name] if schema is None else [schema, name]))
+
+
+def _text(name: str) -> str:
+    """Return *name* as a text of SQL."""
+    return "'" + name.replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:

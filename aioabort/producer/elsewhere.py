@@ -63,7 +63,7 @@ class Elsewhere:
     async def look(
         self, task_ids: Sequence[str], closely: Sequence[str]
     ) -> dict[str, TaskRow]:
-        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+        """Return the rows of *task_ids* that have ended, and *closely*'s.
 
         Without PostgreSQL, those that the backend alone shows to have ended.
         """
@@ -77,7 +77,7 @@ class Elsewhere:
         return {
             task_id: row
             for task_id, row in rows.items()
-            if row.is_finished or row.is_ending or task_id in watched
+            if row.is_finished or task_id in watched
         }
 
     async def snapshots(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
@@ -143,7 +143,6 @@ def _row(task_id: str, meta: Meta | Exception, known: TaskRow | None) -> Foreign
         "task_id": task_id,
         "request": request,
         "kill_in": known.kill_in if known is not None else None,
-        "is_ending": known is not None and known.is_ending,
     }
     if isinstance(meta, Exception):
         # It has ended, or it would have no result; how, nobody can tell.

@@ -18,9 +18,6 @@ from aioabort.watcher import Watcher
 #: Seconds; completions that are told of within them share one statement.
 COALESCE = 0.005
 
-#: Seconds until the next look at a task that is being killed.
-NEARLY = 0.05
-
 #: Waiters that are woken before the loop gets to do anything else.
 CHUNK = 200
 
@@ -32,7 +29,7 @@ class Source(Protocol):
     """Where the rows of tasks are found."""
 
     async def look(self, task_ids: list[str], closely: list[str]) -> dict[str, TaskRow]:
-        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+        """Return the rows of *task_ids* that have ended, and *closely*'s.
 
         The two have no id in common.
         """
@@ -147,9 +144,6 @@ class Hub:
         self, rows: dict[str, TaskRow]
     ) -> Iterator[tuple[Waiter, TaskRow | None]]:
         for task_id, row in rows.items():
-            if row.is_ending and not row.is_finished:
-                loop = asyncio.get_running_loop()
-                loop.call_later(NEARLY, self.watcher.hint, (task_id,))
             changes = self._changes.get(task_id)
             if changes is not None and row != changes.row:
                 changes.row = row

@@ -21,7 +21,7 @@ class Results(Protocol):
     async def look(
         self, task_ids: Sequence[str], closely: Sequence[str]
     ) -> dict[str, TaskRow]:
-        """Return the rows of *task_ids* that have ended or are about to, and *closely*'s.
+        """Return the rows of *task_ids* that have ended, and *closely*'s.
 
         The two have no id in common.
         """

@@ -58,3 +58,18 @@ async def test_watch_of_a_task(stage: Stage) -> None:
     last = json.loads(output.splitlines()[-1])
     assert (last["state"], last["is_finished"]) == ("REVOKED", True)
     assert last["request"]["reason"] == "why"
+
+
+async def test_abort_that_waits_for_the_end(stage: Stage) -> None:
+    """It ends when the tasks have, and tells how: one stops, one returns a value."""
+    tasks = stage.tasks
+    stopping = await stage.scene("stopping").start(tasks.raising)
+    returning = await stage.scene("returning").start(tasks.returning)
+    ids = (stopping.id, returning.id)
+    code, output = await Terminal(stage).run("abort", *ids, "--wait", "60", "--json")
+
+    assert code == 0
+    outcomes = [receipt["outcome"] for receipt in json.loads(output)]
+    assert outcomes == ["aborted", "returned"]
+    assert (await stopping.snapshot()).state == "REVOKED"
+    assert (await returning.snapshot()).state == "SUCCESS"

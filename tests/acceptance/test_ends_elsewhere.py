@@ -5,7 +5,7 @@ Nothing is found by a poll here: who waits for such a task is told of its end.
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,25 @@ from aioabort import AbortableAsyncResult, AbortClient, TaskAborted
 from tests.integration.conftest import Network
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Place, Stage, Worker, becomes_true, first_true
+from .harness import BOUND, Place, Stage, Worker, becomes_true, execute, first_true
 
 CONTROLLED: dict[str, Any] = {
     "worker_enable_remote_control": True,
     "aioabort_poll_interval": 3_600.0,
 }
+
+#: Refuses an outcome while the row says something that is to change.
+NOT_BEFORE_THE_END = """
+    CREATE FUNCTION check_end() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT status FROM celery_taskmeta WHERE task_id = NEW.task_id)
+            NOT IN ('REVOKED', 'ABORTED')
+        THEN RAISE EXCEPTION 'settled before the end is stored'; END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER check_end BEFORE UPDATE OF outcome ON aioabort_request
+    FOR EACH ROW WHEN (NEW.outcome = 'killed') EXECUTE FUNCTION check_end()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +64,6 @@ def worker(
     worker = controlled_workers(request.param)
     follow_log(request, worker)
     return worker
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[AbortClient]:
-    """An open client of the worker's app."""
-    async with AbortClient(worker.app) as client:
-        yield client
 
 
 async def asked(stage: Stage, seen: str, **options: Any) -> AbortableAsyncResult[Any]:
@@ -112,6 +118,25 @@ async def test_terminated_by_somebody(stage: Stage) -> None:
     with pytest.raises(TaskAborted, match="enough"):
         await result.wait(BOUND)
     assert (await stage.settled(result)).outcome == "killed"
+
+
+@pytest.mark.parametrize("ignores_result", [False, True])
+async def test_killed_is_recorded_last(stage: Stage, ignores_result: bool) -> None:
+    """When a request is settled as killed, nothing of the task is left to be stored.
+
+    So whoever awaits the task finds its end at the first look, and needs no second one.
+
+    killed | REVOKED is stored | the outcome is | waiters are told
+    """
+    result = await asked(stage, "unseen", ignore_result=ignores_result)
+    execute(stage.worker.dsn, NOT_BEFORE_THE_END)
+    try:
+        stage.worker.app.control.revoke(result.id, terminate=True)
+        with pytest.raises(TaskAborted, match="enough"):
+            await result.wait(BOUND)
+        assert (await stage.settled(result)).outcome == "killed"
+    finally:
+        execute(stage.worker.dsn, "DROP FUNCTION check_end CASCADE")
 
 
 async def test_terminated_without_an_abort(stage: Stage) -> None:
@@ -192,14 +217,18 @@ async def test_main_process_keeps_nothing(stage: Stage) -> None:
     It forks children at any time, which would inherit them.
     """
     result = await asked(stage, "unseen")
+    before = pids_of_connections(stage)
     stage.worker.app.control.revoke(result.id, terminate=True)
     await stage.settled(result)
+    await stage.client.aclose()
 
     threads = Path(f"/proc/{stage.worker.process.pid}/task")
     await becomes_true(lambda: len([*threads.iterdir()]) == 1)
-    await becomes_true(
-        lambda: len(stage.worker.connections()) <= stage.worker.concurrency
-    )
+    await becomes_true(lambda: pids_of_connections(stage) <= before)
+
+
+def pids_of_connections(stage: Stage) -> set[int]:
+    return {connection["pid"] for connection in stage.worker.connections()}
 
 
 async def test_outage(dsn: str, start_worker: StartWorker, place: Place) -> None:

@@ -93,8 +93,14 @@ def page(chromium: Browser, url: str) -> Iterator[Page]:
 
 
 def start(page: Page, runs: int) -> None:
+    """Start *runs*, and return when they are shown.
+
+    Closes: started | a run of before is still the first one, and waited for | shown
+    """
+    before = page.locator(".run").count()
     page.locator("#count").fill(str(runs))
     page.get_by_role("button", name="Start indexing").click()
+    expect(page.locator(".run")).to_have_count(before + runs)
 
 
 def test_runs_are_watched_and_aborted(page: Page) -> None:
@@ -125,12 +131,14 @@ def test_a_queued_run_never_begins(page: Page) -> None:
     expect(page.locator("[data-word=running]")).to_have_count(2)
     newest.get_by_role("button").click()
     expect(newest.locator(".word")).to_have_text("stopping")
+    expect(newest.get_by_role("list")).to_contain_text("when its turn comes")
 
     page.get_by_role("button", name="Abort all").click()
 
     expect(newest.get_by_role("list")).to_contain_text("it never began")
     expect(newest.locator(".count")).to_have_text("0 of 120 files")
     expect(page.get_by_role("status").last).to_have_text(re.compile("has stopped"))
+    expect(page.get_by_role("status").first).to_have_text("nothing runs")
 
 
 def test_a_reload_forgets_nothing(page: Page) -> None:
@@ -166,7 +174,7 @@ def test_a_wrong_directory_is_told(page: Page) -> None:
     """The line is where it was typed, for screen readers as well."""
     runs = page.locator(".run").count()
     page.get_by_label("Directory").fill("/nowhere")
-    start(page, 1)
+    page.get_by_role("button", name="Start indexing").click()
 
     expect(page.get_by_role("alert").first).to_have_text("/nowhere is not a directory")
     assert page.locator(".run").count() == runs

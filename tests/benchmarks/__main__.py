@@ -10,7 +10,10 @@ from .place import open_place
 from .records import Series
 from .targets import TARGETS
 
-SUBJECTS = (*("checking", "stopping", "requesting", "waiting", "overhead", "growth"),)
+SUBJECTS = (
+    *("checking", "stopping", "requesting", "waiting"),
+    *("overhead", "backend", "growth"),
+)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from . import checking, waiting
+from . import backend, checking, waiting
 from .figures import amount
 from .peers import limit, ours
 from .records import Records, Series, load, percentile
@@ -34,6 +34,7 @@ def main() -> None:
 
 def write(records: Records, folder: Path) -> None:
     """Write a table for each subject, and the plots, into *folder*."""
+    folder.mkdir(exist_ok=True)
     for name, text in {
         "about": about(records),
         "targets": targets(records),
@@ -42,6 +43,7 @@ def write(records: Records, folder: Path) -> None:
         "requesting": requests(records),
         "waiting": waits(records),
         "overhead": overheads(records),
+        "backend": backends(records),
         "growth": growths(records),
     }.items():
         (folder / f"{name}.md").write_text(text + "\n")
@@ -75,7 +77,11 @@ def about(records: Records) -> str:
         "versions": versions,
         "run": "quick" if facts["quick"] else "full",
     }
-    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    lines = [
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {text} |" for name, text in rows.items()),
+    ]
     return "\n".join(lines)
 
 
@@ -182,6 +188,23 @@ def overheads(records: Records) -> str:
         )
     heads = ("", "pool", "backend", "no-op tasks", "to celery.Task", "cpu of a task")
     return table(heads, rows)
+
+
+def backends(records: Records) -> str:
+    """Return the table of the result backends."""
+    rows = []
+    for it in records.of("backend"):
+        if it.contender == backend.OURS:
+            theirs = records.find("backend", it.measure, backend.CELERYS, **it.case)
+            rows.append(
+                (
+                    it.measure,
+                    str(it.case["pool"]),
+                    amount(theirs.p50, it.unit) if theirs else "-",
+                    amount(it.p50, it.unit),
+                )
+            )
+    return table(("", "pool", backend.CELERYS, backend.OURS), rows)
 
 
 def growths(records: Records) -> str:

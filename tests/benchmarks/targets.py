@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import ge, le
 
-from . import stopping, waiting
+from . import waiting
 from .figures import amount
 from .peers import contrib, ours
 from .records import Records, Series
@@ -76,7 +76,7 @@ def _times_faster(contender: str) -> Callable[[Records], float]:
 def _stop(pool: str, body: str) -> Callable[[Records], Series]:
     case = {"pool": pool, "body": body}
     return lambda records: _found(
-        *(records, stopping.SUBJECT, "abort to stop", ours.NOTIFIED), **case
+        *(records, "stopping", "abort to stop", ours.NOTIFIED), **case
     )
 
 
@@ -152,6 +152,6 @@ TARGETS = (
     ),
     Target(
         "500 coroutines in one process, one bulk request: the last stops",
-        *(1, "s", _last(_stop("threads", stopping.FULL_THREADS))),
+        *(1, "s", _last(_stop("threads", ours.BODIES["crowd"]))),
     ),
 )

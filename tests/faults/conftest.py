@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu import pools
 
 from aioabort import AbortClient
 
@@ -53,8 +54,15 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def arena(folder: Path, pytestconfig: pytest.Config) -> Iterator[Arena]:
-    """A PostgreSQL, a broker, and two workers that serve most rounds."""
+def arena(
+    folder: Path,
+    pytestconfig: pytest.Config,
+    server: object,  # noqa: ARG001
+) -> Iterator[Arena]:
+    """A PostgreSQL, a broker, and two workers that serve most rounds.
+
+    The server of the other tests is there before and after it, and so is its pipe.
+    """
     (folder / "programs").mkdir()
     (folder / "postgres").mkdir()
     programs = Programs(folder / "programs")
@@ -79,6 +87,8 @@ def arena(folder: Path, pytestconfig: pytest.Config) -> Iterator[Arena]:
     asyncio.run(_start(arena))
     before = leaks.Belongings.now()
     yield arena
+    # Of Celery's producers, whose apps do not close them.
+    pools.reset()
     arena.leaks += leaks.of_workers(arena)
     arena.leaks += leaks.of_rows(arena.dsn)
     arena.leaks += leaks.of_this_process(before)

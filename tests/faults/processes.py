@@ -193,7 +193,8 @@ class PgBouncer:
     async def stop(self) -> None:
         """Stop it, with all that goes through it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            # Its other signals have it wait for its clients; older releases die of it.
+            self._process.send_signal(signal.SIGQUIT)
             await ended(self._process)
             self._process = None
 

@@ -130,6 +130,7 @@ async def run_round(
     async with AbortClient(client_app or queues[0]) as client:
         chance = random.Random(f"{arena.seed} {name}")
         load = Load(client, queues, arena.diary, chance, kinds=kinds, cleaning=cleaning)
+        arena.load = load
         with anyio.move_on_after(SETTLED) as hanging:
             async with anyio.create_task_group() as group:
                 burst, rate = round(size.burst * share), size.rate * share

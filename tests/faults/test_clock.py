@@ -6,6 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from . import load
 from .rounds import Arena, run_round
 from .workers import Worker
 
@@ -15,6 +16,9 @@ SUBSTITUTE = Path(__file__).with_name("clock")
 
 #: Seconds: half an hour forth, and back beyond where it was.
 STEPS = ("+1800", "-1800", "+0")
+
+#: When a task is tried again is for Celery to tell, by that clock.
+KINDS = {kind: share for kind, share in load.KINDS.items() if kind != "retrying"}
 
 
 @pytest.fixture
@@ -66,6 +70,7 @@ async def test_of_a_worker(arena: Arena, offset: Path, pool: str) -> None:
             lambda seconds: step(offset, seconds),
             [worker],
             share=0.5,
+            kinds=KINDS,
         )
     finally:
         await worker.stop()

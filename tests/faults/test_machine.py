@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from celery import Celery, states
 from celery.app.task import Context
@@ -24,9 +25,9 @@ from hypothesis.stateful import (
 )
 
 from aioabort import AbortRequest
-from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
+from aioabort.worker.kills import Kills
 from aioabort.worker.monitor import Monitor
 from aioabort.worker.run import Run
 
@@ -84,9 +85,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._settings = read_settings(self.app)
-        self._pool_context = open_pool(self._settings.dsn, max_size=2)
-        self._pool = self._do(self._pool_context.__aenter__())
-        self._store: Store = self._do(open_store(self._pool, self._settings))
+        self._connection = self._do(asyncpg.connect(self._settings.dsn.url))
+        self._store: Store = self._do(open_store(self._connection, self._settings))
         self._tasks = [Task() for _ in range(3)]
 
     def teardown(self) -> None:
@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
                 self._drain(task)
             self._audit()
         finally:
-            self._do(self._pool_context.__aexit__(None, None, None))
+            self._do(self._connection.close())
             self._runner.close()
 
     # What happens.
@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         if not task.queue or task.running is not None:
             return
         redelivered = task.queue.pop(0)
-        monitor = Monitor(self._settings, lambda _: None)
+        monitor = Monitor(self._settings, Kills(self.app))
         context = Context(
             id=task.task_id, hostname="w", delivery_info={"redelivered": redelivered}
         )
@@ -223,7 +223,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def expire(self) -> None:
         """Clean up requests that are settled and old."""
-        self._do(self._pool.execute(EXPIRE))
+        self._do(self._connection.execute(EXPIRE))
         while self._do(self._store.delete_expired(1)):
             pass
 
@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
     def _row(self, task: Task) -> tuple[Any, ...] | None:
         statement = "SELECT status, result, traceback, date_done FROM celery_taskmeta"
         row = self._do(
-            self._pool.fetchrow(f"{statement} WHERE task_id = $1", task.task_id)
+            self._connection.fetchrow(f"{statement} WHERE task_id = $1", task.task_id)
         )
         return row and tuple(row)
 
@@ -320,7 +320,7 @@ class Machine(RuleBasedStateMachine):
         return request
 
     def _execute(self, statement: str, task: Task) -> None:
-        self._do(self._pool.execute(statement, task.task_id))
+        self._do(self._connection.execute(statement, task.task_id))
 
     def _do(self, act: Any) -> Any:
         async def do() -> Any:
@@ -330,7 +330,10 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_any_order(
-    dsn: str, make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+    dsn: str,
+    make_app: Callable[..., Celery],
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
 ) -> None:
     """No order of events loses a request, or changes a result."""
     # Celery would open a connection for each step.
@@ -343,7 +346,7 @@ def test_any_order(
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=15 if pytestconfig.getoption("quick") else 60,
             stateful_step_count=30,
             derandomize=True,
             database=None,

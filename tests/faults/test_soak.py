@@ -1,10 +1,12 @@
 """An hour at a steady load: what is in use does not grow. Run by ``--soak``."""
 
+import logging
 from statistics import median
 
 import anyio
 import pytest
 
+from .load import clock
 from .postgres import query
 from .processes import children, usage
 from .rounds import Arena, run_round
@@ -23,6 +25,8 @@ CLEAN = """
     DELETE FROM celery_taskmeta
 """
 
+logger = logging.getLogger(__name__)
+
 
 async def test_nothing_grows(arena: Arena, pytestconfig: pytest.Config) -> None:
     """Memory, connections and tables of the end are those of the beginning."""
@@ -30,10 +34,12 @@ async def test_nothing_grows(arena: Arena, pytestconfig: pytest.Config) -> None:
     if seconds is None:
         pytest.skip("runs by --soak, for an hour")
     samples: list[dict[str, float]] = []
-    for number in range(max(4, round(seconds / PERIOD))):
-        name = f"soak {number}"
+    end = clock() + seconds
+    while clock() < end or len(samples) < 4:
+        name = f"soak {len(samples)}"
         await run_round(arena, name, lambda _: anyio.sleep(PERIOD), share=0.25)
         samples.append(_sample(arena))
+        logger.info("%s: %s", name, samples[-1])
         # As Celery's and aioabort's own cleaning do, at a pace that an hour can show.
         query(arena.dsn, CLEAN)
         arena.diary.forget()

@@ -8,27 +8,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
-from psycopg import sql
 
 from aioabort.cli.group import main
+from tests.integration.conftest import Stranger
 
 MakeApp = Callable[..., Celery]
 
 #: A use of each command that reaches PostgreSQL.
 COMMANDS = {
     "abort": ["abort", "some-id"],
+    "abort-before": ["abort", "--before", "1h"],
+    "abort-wait": ["abort", "some-id", "--wait"],
     "cleanup": ["cleanup"],
     "doctor": ["doctor"],
     "init-db": ["init-db"],
@@ -150,6 +150,115 @@ def test_abort_by_criteria(
     assert [receipt["task_id"] for receipt in receipts] == found
     assert {receipt["request"]["requested_by"] for receipt in receipts} <= {"ann"}
     assert result.exit_code == (0 if found else 1)
+
+
+class Waiting:
+    """``abort --wait`` as a program that has asked, and waits now."""
+
+    def __init__(self, program: "subprocess.Popen[str]", dsn: str) -> None:
+        self.program = program
+        self._dsn = dsn
+
+    def settle(self, task_id: str, outcome: str) -> None:
+        """Record the end of a task, as its worker does."""
+        statement = (
+            "UPDATE aioabort_request SET outcome = %s, outcome_at = now(),"
+            " seen_at = now() WHERE task_id = %s"
+        )
+        execute(self._dsn, statement, outcome, task_id)
+
+    def read(self) -> str:
+        """Return the next line that it prints."""
+        assert self.program.stdout is not None
+        return self.program.stdout.readline()
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end; return its exit code and what else it printed."""
+        output, errors = self.program.communicate()
+        return self.program.returncode, output, errors
+
+
+@pytest.fixture
+def start_waiting(
+    dsn: str, celery_url: Callable[[str], str], tmp_path: Path
+) -> Callable[..., Waiting]:
+    """Starts ``abort`` with these arguments, and returns when it has asked."""
+
+    def wait(*arguments: str) -> Waiting:
+        waiting = Waiting(start(tmp_path, celery_url(dsn), "abort", *arguments), dsn)
+        asked = "SELECT 1 FROM aioabort_request"
+        while waiting.program.poll() is None and not execute(dsn, asked):
+            pass
+        return waiting
+
+    return wait
+
+
+def test_abort_that_waits(start_waiting: Callable[..., Waiting]) -> None:
+    """Each end is told as it comes, and all of them are a yes, however they are."""
+    waiting = start_waiting("a", "b", "--wait")
+    assert [waiting.read() for _ in "ab"] == ["a  requested\n", "b  requested\n"]
+    waiting.settle("b", "aborted")
+    assert waiting.read() == "b  aborted\n"
+    waiting.settle("a", "returned")
+    assert waiting.end() == (0, "a  returned\n", "")
+
+
+def test_abort_that_waits_for_json(
+    start_waiting: Callable[..., Waiting], dsn: str
+) -> None:
+    """The outcomes are in it; one that had ended before is a no, and not waited for."""
+    finish(dsn, "over", "SUCCESS")
+    waiting = start_waiting("a", "over", "--wait", "60", "--json")
+    waiting.settle("a", "killed")
+    code, output, errors = waiting.end()
+
+    assert (code, errors) == (1, "")
+    told = {each["task_id"]: each for each in json.loads(output)}
+    assert (told["a"]["answer"], told["a"]["outcome"]) == ("requested", "killed")
+    assert (told["over"]["answer"], told["over"]["outcome"]) == ("finished", None)
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_abort_that_waits_in_vain(app: Celery, how: tuple[str, ...]) -> None:
+    """The exit code tells that the time is over, and the requests stand."""
+    result = run(app, "abort", "a", "--wait", "0.1", *how)
+    assert result.exit_code == 5
+    assert result.stderr == "Error: Task 'a' did not end within 0.1 s\n"
+    if how:
+        assert json.loads(result.stdout)[0]["outcome"] is None
+    else:
+        assert result.stdout == "a  requested\n"
+
+    result = run(app, "abort", "a", "b", "--wait", "0", *how)
+    assert result.exit_code == 5
+    assert result.stderr.startswith("Error: 2 tasks did not end, the first: Task 'a'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_abort_that_waits_and_is_interrupted(
+    start_waiting: Callable[..., Waiting],
+) -> None:
+    """Ctrl-C ends the wait with a line; what was asked had been told before."""
+    waiting = start_waiting("a", "--wait")
+    assert waiting.read() == "a  requested\n"
+    waiting.program.send_signal(signal.SIGINT)
+    assert waiting.end() == (130, "", "Error: interrupted\n")
+
+
+def test_abort_by_criteria_that_waits(extended: Celery) -> None:
+    """What is found is waited for, too."""
+    result = run(extended, "abort", "--task", "proj.index", "--wait", "0")
+    assert (result.exit_code, result.stdout) == (5, "id-0  requested\n")
+
+
+@pytest.mark.parametrize("seconds", ["soon", "some-id"])
+def test_abort_that_waits_for_no_time(app: Celery, seconds: str, dsn: str) -> None:
+    """The error names the option, and nobody is asked."""
+    result = run(app, "abort", "some-id", f"--wait={seconds}")
+    assert result.exit_code == 2
+    assert "'--wait'" in result.stderr
+    assert execute(dsn, "SELECT * FROM aioabort_request") == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("some-id", "--task", "proj.index")])
@@ -395,37 +504,11 @@ def test_database_down(make_app: MakeApp, name: str) -> None:
     assert "secret" not in result.output
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_table(empty_dsn: str, make_app: MakeApp, name: str) -> None:
     """Where it must not be created, the line tells which one is missing."""
     app = make_app(empty_dsn, aioabort_create_tables=False)
     assert_one_line(run(app, *COMMANDS[name]), 3, '"aioabort_request" is missing')
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """A role of the server, and its password."""
-
-    role: str
-    password: str
-
-    def dsn(self, dsn: str) -> str:
-        """Return the address of the same database for this role."""
-        user = dsn.partition("://")[2].partition("@")[0]
-        return dsn.replace(f"{user}@", f"{self.role}:{self.password}@", 1)
-
-
-@pytest.fixture
-def stranger(dsn: str) -> Iterator[Stranger]:
-    """A role that may connect and nothing else."""
-    role, password = f"aioabort_{uuid4().hex}", uuid4().hex
-    name = sql.Identifier(role)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-        connection.execute(create.format(name, sql.Literal(password)))
-        yield Stranger(role, password)
-        connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
-        connection.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
 def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -> None:
@@ -445,7 +528,7 @@ def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -
     assert stranger.password not in result.output
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_rights(dsn: str, make_app: MakeApp, stranger: Stranger, name: str) -> None:
     """PostgreSQL's own words tell what may not be done."""
     app = make_app(stranger.dsn(dsn))
@@ -502,11 +585,13 @@ def test_as_a_program(
     assert program.returncode == 1
 
 
-def test_interrupted(tmp_path: Path) -> None:
+@every_command
+def test_interrupted(tmp_path: Path, name: str) -> None:
     """Ctrl-C ends it with a line, while it waits for a server that says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        program = start(tmp_path, f"db+postgresql://ann@127.0.0.1:{port}/db", "list")
+        backend = f"db+postgresql://ann@127.0.0.1:{port}/db"
+        program = start(tmp_path, backend, *COMMANDS[name])
         connection, _ = silent.accept()
         program.send_signal(signal.SIGINT)
         assert program.communicate() == ("", "Error: interrupted\n")

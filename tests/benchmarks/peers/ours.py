@@ -24,6 +24,7 @@ BODIES = {
     "wait": "token.wait()",
     "coroutine": "coroutine",
     "sleep": "time.sleep(60), raise mode",
+    "crowd": "500 coroutines, one bulk request",
 }
 
 
@@ -76,10 +77,10 @@ async def stoppers(
     place: Place, board: Board, dsn: str, pool: str
 ) -> AsyncGenerator[list[Stopper]]:
     """Run two workers of *pool*: one is notified, and one polls."""
-    bodies = dict(BODIES)
-    if pool != "prefork":
+    names = ["loop", "wait", "coroutine"]
+    if pool == "prefork":
         # No thread but the main one can be woken from its sleep.
-        del bodies["sleep"]
+        names.append("sleep")
     async with (
         celery_worker(place, board, dsn, pool, 2) as worker,
         celery_worker(place, board, dsn, pool, 2, aioabort_notify=False) as polling,
@@ -87,8 +88,10 @@ async def stoppers(
     ):
         yield [
             *(
-                Aborting(NOTIFIED, pool, text, client, worker.app, f"ours.{body}")
-                for body, text in bodies.items()
+                Aborting(
+                    NOTIFIED, pool, BODIES[name], client, worker.app, f"ours.{name}"
+                )
+                for name in names
             ),
-            Aborting(POLLED, pool, bodies["loop"], client, polling.app, "ours.loop"),
+            Aborting(POLLED, pool, BODIES["loop"], client, polling.app, "ours.loop"),
         ]
