@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from celery import Celery, signals, states
@@ -51,6 +52,11 @@ class End:
         app: Celery = self.task.app
         return app
 
+
+# Others import these when they first need them. A child that is forked in the middle of
+# an import inherits its lock, and waits for ever when it needs the module itself.
+for _name in ("anyio._backends._asyncio", "encodings.idna"):
+    import_module(_name)
 
 _ends: deque[End] = deque()
 _recording: threads.Event | None = None
