@@ -7,6 +7,7 @@ AioabortError
 ├── ClientClosed         a client used before it was opened or after it was closed
 ├── WrongLoop            a client or a pool used on another event loop than its own
 ├── CoroutineCancelled   an async def task was cancelled, but not by an abort
+├── ResultTooLarge       a result that PostgreSQL cannot keep (also EncodeError)
 ├── ResultsElsewhere     the result is kept where nobody can look it up (rpc://)
 └── StoreError           PostgreSQL refused: rights, a missing table, a wrong name
     └── StoreUnavailable PostgreSQL cannot be reached at present (also ConnectionError)
@@ -18,6 +19,7 @@ import builtins
 
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu.exceptions import EncodeError
 
 
 class AioabortError(Exception):
@@ -83,6 +85,25 @@ class WrongLoop(AioabortError, RuntimeError):
 
 class CoroutineCancelled(AioabortError):
     """The coroutine of an ``async def`` task was cancelled, but not by an abort."""
+
+
+class ResultTooLarge(AioabortError, EncodeError):
+    """A task's result takes more than PostgreSQL can keep of a task: 1 GB.
+
+    As with a result that cannot be encoded, the task fails with this error.
+    """
+
+    def __init__(self, task_id: str, size: int, largest: int) -> None:
+        super().__init__(task_id, size, largest)
+        self.task_id = task_id
+        self.size = size
+        self.largest = largest
+
+    def __str__(self) -> str:
+        return (
+            f"The result of task {self.task_id!r} takes {self.size:,} bytes, "
+            f"and PostgreSQL can keep {self.largest:,}"
+        )
 
 
 class ResultsElsewhere(AioabortError, NotImplementedError):

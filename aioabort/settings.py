@@ -20,7 +20,7 @@ class Settings:
     """The settings of an app, checked; durations are seconds.
 
     *results_in_dsn* tells whether Celery's results are in PostgreSQL: their table is
-    then looked for at *dsn*.
+    then looked for at *dsn*. *stores_results*: the result backend is aioabort's own.
     """
 
     dsn: Dsn
@@ -33,6 +33,9 @@ class Settings:
     task_table: str = "celery_taskmeta"
     schema: str | None = None
     results_in_dsn: bool
+    stores_results: bool = False
+    group_table: str = "celery_tasksetmeta"
+    group_schema: str | None = None
 
 
 def read_settings(app: Celery) -> Settings:
@@ -52,7 +55,18 @@ def read_settings(app: Celery) -> Settings:
         given["dsn"] = _dsn_of_results(setting, results)
     given.setdefault("listen_dsn", given["dsn"])
     return Settings(
-        **given, **_table_of_results(app), results_in_dsn=is_postgresql(results)
+        **given,
+        **_tables_of_results(app),
+        results_in_dsn=is_postgresql(results),
+        stores_results=_is_ours(app, results),
+    )
+
+
+def _is_ours(app: Celery, results: object) -> bool:
+    backend = cast("object", app.backend_cls or app.conf.result_backend)
+    names = [name for name in (backend, results) if isinstance(name, str)]
+    return is_postgresql(results) and any(
+        name.partition("+")[0] == "aioabort" for name in names
     )
 
 
@@ -141,17 +155,19 @@ def _dsn_of_results(setting: str, results: object) -> Dsn:
     )
 
 
-def _table_of_results(app: Celery) -> dict[str, Any]:
-    table = {
-        "task_table": _name_for_tasks("database_table_names", app),
-        "schema": _name_for_tasks("database_table_schemas", app),
+def _tables_of_results(app: Celery) -> dict[str, Any]:
+    tables = {
+        "task_table": _name_for("task", "database_table_names", app),
+        "schema": _name_for("task", "database_table_schemas", app),
+        "group_table": _name_for("group", "database_table_names", app),
+        "group_schema": _name_for("group", "database_table_schemas", app),
     }
-    return {field: name for field, name in table.items() if name}
+    return {field: name for field, name in tables.items() if name}
 
 
-def _name_for_tasks(key: str, app: Celery) -> str | None:
+def _name_for(kind: str, key: str, app: Celery) -> str | None:
     names: Any = app.conf.get(key) or {}
-    name: object = names.get("task") if hasattr(names, "get") else names
+    name: object = names.get(kind) if hasattr(names, "get") else names
     if name is names or not isinstance(name, str | None):
         raise _wrong(key, names, "a dict of names, such as {'task': 'name'}")
     return name

@@ -107,28 +107,10 @@ class Background:
 
     def run(self, act: Callable[[], Awaitable[T]]) -> T:
         """Return what *act* comes to; whatever interrupts the wait cancels it."""
-        answered = threads.event()
-        tasks: list[asyncio.Future[T]] = []
-
-        def begin() -> None:
-            tasks.append(asyncio.ensure_future(act(), loop=self._loop))
-            tasks[0].add_done_callback(lambda _: answered.set())
-
-        def cancel() -> None:
-            for task in tasks:
-                task.cancel()
-
         try:
-            self._loop.call_soon_threadsafe(begin)
-            answered.wait()
-        except BaseException:
-            # A signal's, as a time limit is one.
-            self._loop.call_soon_threadsafe(cancel)
-            raise
-        [task] = tasks
-        if task.cancelled():
-            raise ClientClosed("The process is going down")
-        return task.result()
+            return threads.run_on(self._loop, self._ended, act)
+        except threads.LoopEnded as error:
+            raise ClientClosed("The process is going down") from error
 
     def stop(self) -> None:
         """Close all connections and end the thread."""

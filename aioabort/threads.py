@@ -12,9 +12,9 @@ import importlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
@@ -23,6 +23,9 @@ from celery.exceptions import ImproperlyConfigured
 #: A lock that gevent leaves alone, to be held by real threads and greenlets alike.
 #: Not for code that may switch to another greenlet: that one would be let in.
 RLock = _thread.RLock
+
+#: Seconds between two looks whether the thread that is to answer is still there.
+STILL_THERE = 1.0
 
 Act = Callable[[], object]
 T = TypeVar("T")
@@ -85,6 +88,56 @@ def starter(name: str) -> Callable[[Act], None]:
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return an event loop that works in a real thread."""
     return _RealLoop() if are_green() else asyncio.new_event_loop()
+
+
+class LoopEnded(RuntimeError):
+    """The loop's thread ended before it could answer."""
+
+
+def run_on(
+    loop: asyncio.AbstractEventLoop, ended: Event, act: Callable[[], Awaitable[T]]
+) -> T:
+    """Return what *act* comes to on *loop*; whatever interrupts the wait cancels it.
+
+    *ended* is set at the end of the thread that runs the loop: LoopEnded is raised.
+    """
+    answered = event()
+    tasks: list[asyncio.Future[T]] = []
+
+    def begin() -> None:
+        tasks.append(asyncio.ensure_future(act(), loop=loop))
+        tasks[0].add_done_callback(lambda _: answered.set())
+
+    def cancel() -> None:
+        for task in tasks:
+            task.cancel()
+
+    post(loop, begin)
+    try:
+        _wait_unless(ended, answered)
+    except BaseException:
+        # A signal's, as a time limit is one.
+        with suppress(LoopEnded):
+            post(loop, cancel)
+        raise
+    [task] = tasks
+    if task.cancelled():
+        raise LoopEnded
+    return task.result()
+
+
+def _wait_unless(ended: Event, answered: Event) -> None:
+    while not answered.wait(STILL_THERE):
+        if ended.wait(0):
+            raise LoopEnded
+
+
+def post(loop: asyncio.AbstractEventLoop, act: Act) -> None:
+    """Have *act* called by *loop*. Raises LoopEnded if that has ended."""
+    try:
+        loop.call_soon_threadsafe(act)
+    except RuntimeError as error:
+        raise LoopEnded from error
 
 
 class Mailbox:

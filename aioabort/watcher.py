@@ -91,6 +91,14 @@ class Watcher:
         self._all.add(task_id)
         self.hint((task_id,))
 
+    def watch_from_now(self, task_id: str) -> None:
+        """Watch *task_id*, which is being looked at: the first time at the next poll."""
+        was_idle = not self._all.ids
+        self._all.add(task_id)
+        if was_idle:
+            # Sets the timer of the poll.
+            self._wake.set()
+
     def watch_closely(self, task_id: str) -> None:
         """Watch *task_id*, and poll it at the close pace until ``unwatch_closely()``."""
         self._close.add(task_id)

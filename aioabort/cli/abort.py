@@ -41,7 +41,10 @@ Ends = dict[str, Outcome | WaitTimeout]
 @click.option("--reason", help="Why; the task and its result carry it.")
 @click.option("--by", "requested_by", help="Who asks.")
 @click.option(
-    "--grace", type=float, help="Seconds after which a task that still runs is killed."
+    "--grace",
+    type=float,
+    metavar="SECONDS",
+    help="Kill what still runs after so long.",
 )
 @click.option(
     "--wait",
@@ -49,14 +52,14 @@ Ends = dict[str, Outcome | WaitTimeout]
     flag_value=math.inf,
     type=click.FloatRange(0),
     metavar="[SECONDS]",
-    help="Until all that are asked have ended, or for so long at most; tell how.",
+    help="Stay until they have ended, or for so long at most, and tell how.",
 )
 @json_option
 @click.pass_context
 def abort(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
-    """Ask tasks to stop: those of the ids, or all that meet every criterion.
+    """Ask tasks to stop, by ids or by criteria.
 
-    Criteria need result_extended, except for --before, and find tasks of which a state
+    Those that are found meet every criterion. Criteria need result_extended, except for --before, and find tasks of which a state
     is stored: with task_track_started, those that run. Exit code 1: one has ended, or
     none was found; 5: one that was asked did not end in time.
     """

@@ -24,9 +24,10 @@ class Finding:
 
 @command("doctor")
 async def doctor(app: Celery) -> Answer:
-    """Look at the server, the table, the rights and the notifications; change nothing.
+    """Find out what is not well.
 
-    Exit code 1: something is not well.
+    It looks at the server, the table, the rights and the notifications, and changes
+    nothing. Exit code 1: something is not well.
     """
     settings = read_settings(app)
     checkup = await check_up(settings)

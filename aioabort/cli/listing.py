@@ -15,7 +15,11 @@ HEADING = ("TASK", "ASKED", "AGE", "BY", "REASON", "SEEN BY", "OUTCOME")
 @command("list")
 @click.option("--pending", is_flag=True, help="Only those that no task has settled.")
 @click.option(
-    "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most."
+    "--limit",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="At most so many.",
 )
 async def list_requests(app: Celery, *, pending: bool, limit: int) -> Answer:
     """List the latest requests to abort, the newest first."""

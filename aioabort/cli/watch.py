@@ -16,7 +16,11 @@ from aioabort.producer.client import AbortClient
 @click.command("watch")
 @click.argument("task_ids", metavar="[ID]…", nargs=-1)
 @click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Requests."
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="At most so many requests.",
 )
 @click.option(
     "--interval",
@@ -28,9 +32,9 @@ from aioabort.producer.client import AbortClient
 @json_option
 @click.pass_context
 def watch(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
-    """Watch the latest requests to abort, or the tasks of these ids until they end.
+    """Watch requests, or tasks until they end.
 
-    On a terminal a table that is kept up to date, if rich is installed; elsewhere and
+    Without ids, it is the latest requests to abort, until Ctrl-C. On a terminal a table that is kept up to date, if rich is installed; elsewhere and
     with --json, a line for each change.
     """
     context.exit(run_to_end(partial(_watch, context.obj.app, as_json, **options)))

@@ -45,10 +45,12 @@ class Link:
         self.is_pooled = is_pooled
         self._turn = asyncio.Lock()
 
-    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+    async def fetch(
+        self, query: str, *args: Any, timeout: float | None = None
+    ) -> list[asyncpg.Record]:
         """Run *query* when the statements before it are done, and return its rows."""
         async with self._turn:
-            return await self.connection.fetch(query, *args)
+            return await self.connection.fetch(query, *args, timeout=timeout)
 
     async def execute(self, query: str, *args: Any) -> str:
         """Run *query* when the statements before it are done."""
@@ -87,7 +89,7 @@ async def new_connection(dsn: Dsn) -> tuple["Connection", bool]:
     Prepared statements are kept only where none does: behind it, the next statement may
     meet another server connection, which knows nothing of them.
     """
-    connection = await asyncpg.connect(**_arguments(dsn))
+    connection = await _connected(dsn)
     try:
         is_pooled = await _is_pooled(connection)
     except BaseException:
@@ -97,6 +99,28 @@ async def new_connection(dsn: Dsn) -> tuple["Connection", bool]:
         return connection, is_pooled
     await _close(connection)
     return await new_connection(replace(dsn, statement_cache_size=0))
+
+
+async def _connected(dsn: Dsn) -> "Connection":
+    """Connect; if that is cancelled, let it come to its end.
+
+    While it asks for TLS, asyncpg would leave an error behind that nobody retrieves, and
+    the event loop logs that.
+    """
+    connecting: asyncio.Task[Connection] = asyncio.create_task(
+        asyncpg.connect(**_arguments(dsn))
+    )
+    try:
+        await asyncio.wait([connecting])
+    except asyncio.CancelledError:
+        with CancelScope(shield=True):
+            await asyncio.wait([connecting], timeout=CLOSE_TIMEOUT)
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            if not (connecting.cancelled() or connecting.exception()):
+                await _close(connecting.result())
+        raise
+    return connecting.result()
 
 
 async def _is_pooled(connection: "Connection") -> bool:

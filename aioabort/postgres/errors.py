@@ -28,6 +28,9 @@ def driver_errors() -> Generator[None]:
         yield
     except asyncpg.ClientConfigurationError as error:
         raise StoreError(f"PostgreSQL cannot be connected to: {error}") from error
+    except asyncpg.DataError as error:
+        # An InterfaceError, too: the driver could not send a value.
+        raise StoreError(f"PostgreSQL refused: {_describe(error)}") from error
     except _AWAY as error:
         raise StoreUnavailable(f"PostgreSQL is away: {_describe(error)}") from error
     except asyncpg.PostgresError as error:

@@ -11,18 +11,36 @@ from aioabort.settings import Settings
 
 def tables_of(settings: Settings) -> Tables:
     """Return the names of the tables."""
-    return Tables(settings.task_table, settings.schema)
+    return Tables(
+        settings.task_table,
+        settings.schema,
+        group_table=settings.group_table,
+        group_schema=settings.group_schema,
+    )
 
 
 def schema_sql(tables: Tables) -> str:
     """Return the statements that create the table of requests if it is missing."""
-    schema = resources.files("aioabort.postgres").joinpath("schema.sql").read_text()
-    return tables.fill(schema)
+    return tables.fill(_read("schema.sql"))
+
+
+def result_schema_sql(tables: Tables) -> str:
+    """Return the statements that create what is missing of Celery's tables."""
+    return tables.fill(_read("celery_taskmeta.sql"))
+
+
+def _read(name: str) -> str:
+    return resources.files("aioabort.postgres").joinpath(name).read_text()
 
 
 async def create_table(executor: Executor, tables: Tables) -> None:
     """Create the table of requests if it is missing."""
     await executor.execute(schema_sql(tables))
+
+
+async def create_result_tables(executor: Executor, tables: Tables) -> None:
+    """Create what is missing of Celery's tables."""
+    await executor.execute(result_schema_sql(tables))
 
 
 async def init_db(settings: Settings) -> bool:

@@ -361,6 +361,8 @@ class Tables:
     task_table: str
     schema: str | None = None
     has_results: bool = True
+    group_table: str = "celery_tasksetmeta"
+    group_schema: str | None = None
 
     @property
     def task(self) -> str:
@@ -378,6 +380,16 @@ class Tables:
         return self._qualified("task_id_sequence")
 
     @property
+    def group(self) -> str:
+        """Celery's table of groups."""
+        return _qualified(self.group_schema, self.group_table)
+
+    @property
+    def group_sequence(self) -> str:
+        """The sequence that Celery's table of groups takes its primary keys from."""
+        return _qualified(self.group_schema, "taskset_id_sequence")
+
+    @property
     def _request_table(self) -> str:
         is_default = self.task_table == "celery_taskmeta"
         return (
@@ -386,18 +398,31 @@ class Tables:
 
     def fill(self, statement: str) -> str:
         """Put the tables' names into *statement*."""
-        sequence = self.sequence.replace("'", "''")
         return statement.format(
             task=self.task,
             request=self.request,
             index=quoted(f"{self._request_table}_expires_at"),
             kill_index=quoted(f"{self._request_table}_kill_at"),
-            sequence=f"'{sequence}'",
+            sequence=_text(self.sequence),
+            sequence_name=self.sequence,
+            task_index=quoted(f"ix_{self.task_table}_date_done"),
+            group=self.group,
+            group_sequence=_text(self.group_sequence),
+            group_sequence_name=self.group_sequence,
+            group_index=quoted(f"ix_{self.group_table}_date_done"),
         )
 
     def _qualified(self, name: str) -> str:
-        parts = [name] if self.schema is None else [self.schema, name]
-        return ".".join(map(quoted, parts))
+        return _qualified(self.schema, name)
+
+
+def _qualified(schema: str | None, name: str) -> str:
+    return ".".join(map(quoted, [name] if schema is None else [schema, name]))
+
+
+def _text(name: str) -> str:
+    """Return *name* as a text of SQL."""
+    return "'" + name.replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:

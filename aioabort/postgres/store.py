@@ -16,7 +16,7 @@ from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.hints import done_channel, encode_hints, request_channel
-from aioabort.postgres.schema import create_table, tables_of
+from aioabort.postgres.schema import create_result_tables, create_table, tables_of
 from aioabort.postgres.statements import Tables
 from aioabort.records import AbortRequest, Outcome, Stage, TaskRow
 from aioabort.settings import Settings
@@ -31,7 +31,11 @@ async def open_store(executor: Executor, settings: Settings) -> "Store":
         )
         if not row["has_request"]:
             await _create_table(executor, tables, settings)
-    has_results = settings.results_in_dsn and row["has_task"]
+        has_task = row["has_task"]
+        if not has_task and settings.stores_results and settings.create_tables:
+            await create_result_tables(executor, tables)
+            has_task = True
+    has_results = settings.results_in_dsn and has_task
     return Store(executor, replace(tables, has_results=has_results), settings)
 
 
@@ -255,7 +259,7 @@ class Store:
         self, statement: str, *task_ids: Sequence[str]
     ) -> dict[str, TaskRow]:
         rows = await self._fetch(statement, *task_ids)
-        return {row["task_id"]: _to_row(row) for row in rows}
+        return {row["task_id"]: to_row(row) for row in rows}
 
     async def _fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
         with driver_errors():
@@ -290,7 +294,8 @@ def _to_end(row: asyncpg.Record) -> Stage:
     )
 
 
-def _to_row(row: asyncpg.Record) -> TaskRow:
+def to_row(row: asyncpg.Record) -> TaskRow:
+    """Return a row of a statement as a record."""
     return TaskRow(
         task_id=row["task_id"],
         state=row["status"],

@@ -10,20 +10,22 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
 from celery import Celery, signals
 
 from aioabort import threads
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreError, StoreUnavailable
+from aioabort.postgres.results import ResultTables
 from aioabort.records import TaskRow
 from aioabort.settings import Settings, read_settings
 from aioabort.worker.kills import Kills
-from aioabort.worker.monitor import ASK_TIMEOUT, Monitor
+from aioabort.worker.monitor import Monitor
 from aioabort.worker.run import Run
 
 #: How long a task's start may be held up by a server that has gone silent; while it is
@@ -38,6 +40,8 @@ REPORT_GAP = 0.02
 STOP_TIMEOUT = 0.8
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Agent:
@@ -56,6 +60,7 @@ class Agent:
 
     def begin(self, run: Run) -> None:
         """Watch *run*, and ask whether it is to stop; returns at once."""
+        run.is_watched = True
         if not self._post(self._monitor.begin, run):
             run.looked.set()
 
@@ -87,15 +92,42 @@ class Agent:
 
         Raises StoreError when it cannot be asked within a few seconds.
         """
-        answer = asyncio.run_coroutine_threadsafe(
-            self._monitor.ask(task_id), self._loop
-        )
-        return answer.result(ASK_TIMEOUT * 2)
+        return self._call(partial(self._monitor.ask, task_id))
+
+    def store(
+        self,
+        task_id: str,
+        values: Mapping[str, Any],
+        size: int,
+        run: Run | None = None,
+    ) -> None:
+        """Store a state of the task, *size* bytes; with *run*, which it starts, watch that.
+
+        Raises StoreError, and StoreUnavailable when PostgreSQL cannot be reached within
+        a few seconds.
+        """
+        if run is not None:
+            run.is_watched = True
+        self._call(partial(self._monitor.store, task_id, values, size, run))
+
+    def request(self, task_id: str) -> None:
+        """Ask the task to stop; raises what ``store()`` raises."""
+        self._call(partial(self._monitor.request, task_id))
+
+    def on_results(self, act: Callable[[ResultTables], Awaitable[T]]) -> T:
+        """Return what *act* does with Celery's tables; raises what ``store()`` raises."""
+        return self._call(partial(self._monitor.on_results, act))
 
     def stop(self) -> None:
         """Report what is left, close the connection and end the thread."""
         if self._post(self._stop.set):
             self._thread.wait(STOP_TIMEOUT)
+
+    def _call(self, act: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return threads.run_on(self._loop, self._thread, act)
+        except threads.LoopEnded as error:
+            raise StoreUnavailable("The process is going down") from error
 
     def _report(self, act: Callable[[Run], None], run: Run) -> None:
         self._reports.append((act, run))
@@ -165,10 +197,15 @@ def agent_for(app: Celery) -> Agent:
 
     Raises ImproperlyConfigured if the app's configuration or its pool cannot work.
     """
-    threads.refuse_eventlet()
     settings = _settings.get(app)
     if settings is None:
         settings = _settings.setdefault(app, read_settings(app))
+    return agent_with(settings, app)
+
+
+def agent_with(settings: Settings, app: Celery) -> Agent:
+    """Return this process's agent with *settings*, started for *app* if need be."""
+    threads.refuse_eventlet()
     agent = _agents.get(settings)
     if agent is None:
         with _lock:

@@ -99,6 +99,8 @@ def run_abortable(
 
 def _check_start(run: Run) -> None:
     """Raise TaskAborted if the task was asked to stop before its body."""
+    if not run.is_watched:
+        run.supervisor.begin(run)
     run.supervisor.wait_for_look(run)
     if run.state in states.READY_STATES and run.aborted:
         # A redelivery of a run that has ended. It was looked at while Celery stored
@@ -182,7 +184,6 @@ def _begin(task: "Task[..., Any]", request: Context) -> Run | None:
     run = Run(request, agent)
     token.current.set(run)
     token.lend(run)
-    agent.begin(run)
     return run
 
 
@@ -196,7 +197,16 @@ def _begin_early(sender: "Task[..., Any]", **_: object) -> None:
     request = cast("Context | None", sender.request_stack.top)
     if request is None or request.is_eager or not hasattr(sender.run, "is_abortable"):
         return
-    _begin(sender, request)
+    run = _begin(sender, request)
+    # Our own result backend asks in the statement that stores STARTED; if that is not
+    # stored after all, the start check asks.
+    if run is not None and not _stores_start(sender, request):
+        run.supervisor.begin(run)
+
+
+def _stores_start(task: "Task[..., Any]", request: Context) -> bool:
+    is_stored = task.track_started and not (task.ignore_result or request.ignore_result)
+    return is_stored and getattr(task.backend, "asks_at_start", False)
 
 
 def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
@@ -206,7 +216,8 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
         token.current.set(run.outer)
         token.lend(run.outer)
         run.end(state)
-        run.supervisor.end(run)
+        if run.is_watched:
+            run.supervisor.end(run)
         _unsettled.set(run if run.outcome is None else None)
         if run.aborted and run.outcome is not None:
             task_aborted.send(

@@ -6,16 +6,19 @@ they know, and what is to be reported waits.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Never
+from typing import Any, Never, TypeVar
 
 from anyio import create_task_group, fail_after
+from celery import states
 
 from aioabort import telemetry
 from aioabort.exceptions import StoreUnavailable
 from aioabort.postgres.connection import Link, connect
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.listener import keep_listening, until_lost
+from aioabort.postgres.results import ResultTables, open_results
 from aioabort.postgres.store import Store, open_store
 from aioabort.reconnect import Connectivity, keep_running
 from aioabort.records import TaskRow
@@ -34,6 +37,8 @@ MOST_RUNS = 10_000
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Monitor:
     """The runs of this process, and the one connection that watches over them."""
@@ -47,11 +52,16 @@ class Monitor:
         self._watcher = Watcher(steady(settings.poll_interval))
         self._reports = Reports()
         self._runs: dict[str, list[Run]] = {}
+        self._results: ResultTables | None = None
+        #: Set when a run is watched for the first time: until then nobody listens.
+        self._has_begun = asyncio.Event()
+        self._suspect = asyncio.Event()
 
     def begin(self, run: Run) -> None:
         """Watch *run* from now on; its first look is made at once."""
         self._runs.setdefault(run.task_id, []).append(run)
         self._watcher.watch(run.task_id)
+        self._has_begun.set()
         if self._connectivity.trouble is not None:
             run.looked.set()
 
@@ -62,7 +72,8 @@ class Monitor:
         result was stored, so one more look finds it.
         """
         if run.outcome is not None:
-            for task_id in (run.task_id, *run.followers):
+            own = () if run.is_announced else (run.task_id,)
+            for task_id in (*own, *run.followers):
                 self._reports.done(task_id)
         if run.outcome is None or len(self._watcher) > MOST_RUNS:
             self._forget(run)
@@ -79,11 +90,72 @@ class Monitor:
         """Return the row of a task that need not run here, if it was asked to stop."""
         if self._connectivity.trouble is not None:
             raise self._connectivity.trouble
-        with driver_errors(), fail_after(ASK_TIMEOUT):
-            await self._connected.wait()
+        store = await self._connected_store()
+        return (await store.observe([task_id])).get(task_id)
+
+    async def on_results(self, act: Callable[[ResultTables], Awaitable[T]]) -> T:
+        """Return what *act* does with Celery's tables, over the connection.
+
+        While PostgreSQL is away, waits some seconds for it to come back.
+        """
+        await self._connected_store()
+        if self._results is None:
+            raise StoreUnavailable("PostgreSQL is away: the connection was closed")
+        try:
+            with switching_soon():
+                return await act(self._results)
+        except StoreUnavailable:
+            # Of a server that has gone silent, nothing else might tell.
+            self._suspect.set()
+            raise
+
+    async def store(
+        self, task_id: str, values: Mapping[str, Any], size: int, run: Run | None
+    ) -> None:
+        """Store a state of the task; if it starts *run* here, that is watched from now on.
+
+        The same statement tells whether the run is to stop.
+        """
+        if run is not None and run not in self._runs.get(task_id, ()):
+            self._runs.setdefault(task_id, []).append(run)
+            self._watcher.watch_from_now(task_id)
+            self._has_begun.set()
+        try:
+            stored = await self.on_results(
+                lambda results: results.store(task_id, values, size)
+            )
+        except BaseException:
+            self._watcher.hint((task_id,))
+            raise
+        if values["status"] in states.READY_STATES:
+            for ended in self._runs.get(task_id, ()):
+                ended.is_announced = True
+            self._reports.done(task_id)
+        if run is None:
+            return
+        if stored.is_stored:
+            rows = {} if stored.row.request is None else {task_id: stored.row}
+            self._take([task_id], rows, set())
+        else:
+            # It is aborted, or had ended before: there is more to it.
+            self._watcher.hint((task_id,))
+
+    async def request(self, task_id: str) -> None:
+        """Ask the task to stop, and tell the workers."""
+        store = await self._connected_store()
+        await store.request([task_id])
+        await store.hint_workers([task_id])
+
+    async def _connected_store(self) -> Store:
+        if self._store is None:
+            trouble = self._connectivity.trouble
+            if trouble is not None and not isinstance(trouble, StoreUnavailable):
+                raise trouble
+            with driver_errors(), fail_after(ASK_TIMEOUT):
+                await self._connected.wait()
         if self._store is None:
             raise StoreUnavailable("PostgreSQL is away: the connection was closed")
-        return (await self._store.observe([task_id])).get(task_id)
+        return self._store
 
     async def run(self) -> Never:
         """Watch and report, for ever."""
@@ -107,11 +179,15 @@ class Monitor:
             store = await open_store(link, self._settings)
             # Shows missing rights now, rather than at the first task.
             await store.observe([])
+            if self._settings.stores_results:
+                self._results = await open_results(link, self._settings)
+            self._suspect.clear()
             self._store = store
             self._connected.set()
             self._connectivity.recovered()
             async with create_task_group() as group:
                 group.start_soon(until_lost, link)
+                group.start_soon(self._until_suspect)
                 group.start_soon(self._listen, link, store)
                 group.start_soon(self._watcher.run, partial(self._look, store))
                 group.start_soon(self._reports.keep_sending, store)
@@ -120,6 +196,7 @@ class Monitor:
     async def _listen(self, link: Link, store: Store) -> None:
         """Listen if that is possible; until then and otherwise, poll more often."""
         telemetry.mode("worker", "poll")
+        await self._has_begun.wait()
         if self._settings.notify:
             on_hint = self._watcher.on_hint
             await keep_listening(
@@ -129,6 +206,11 @@ class Monitor:
                 on_hint,
                 self._on_listening,
             )
+
+    async def _until_suspect(self) -> None:
+        """Raise StoreUnavailable when a statement of a task's own has failed."""
+        await self._suspect.wait()
+        raise StoreUnavailable("PostgreSQL is away: a statement failed")
 
     def _on_listening(self, refusal: str | None) -> None:
         telemetry.mode("worker", "notify" if refusal is None else "poll")
@@ -143,7 +225,7 @@ class Monitor:
 
     def _on_lost(self) -> None:
         telemetry.mode("worker", "poll")
-        self._store = None
+        self._store = self._results = None
         self._connected.clear()
         for runs in self._runs.values():
             for run in runs:
@@ -162,6 +244,12 @@ class Monitor:
         with switching_soon():
             rows = await store.observe(task_ids)
         rows.update(await _adopt(store, rows))
+        self._take(task_ids, rows, ended)
+
+    def _take(
+        self, task_ids: list[str], rows: dict[str, TaskRow], ended: set[Run]
+    ) -> None:
+        """Tell the runs of *task_ids* what was found; settle those that had *ended*."""
         with one_wake_up():
             for task_id in task_ids:
                 for run in list(self._runs.get(task_id, ())):

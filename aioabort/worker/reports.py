@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Never
 
+from anyio import sleep
+
 from aioabort import telemetry
 from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres.store import Store
@@ -15,6 +17,9 @@ from aioabort.worker.run import Run
 
 #: A hint that is not sent costs its receiver one poll interval, and nothing else.
 MOST_HINTS = 5_000
+
+#: Seconds between two reports: at most 50 NOTIFY a second, however many tasks end.
+GAP = 0.02
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,6 +62,8 @@ class Reports:
         """Send what there is, whenever there is something."""
         while True:
             await self.send(store)
+            # The first is sent at once; those that follow it closely go together.
+            await sleep(GAP)
             await self._waiting.wait()
 
     async def send(self, store: Store) -> None:

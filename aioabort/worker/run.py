@@ -47,10 +47,12 @@ class Run(AbortToken):
         "followers",
         "honoured",
         "in_body",
+        "is_announced",
         "is_killable",
         "is_lost",
         "is_started",
         "is_unkillable",
+        "is_watched",
         "looked",
         "node",
         "outcome",
@@ -71,6 +73,10 @@ class Run(AbortToken):
         self.looked: Final = threads.event()
         #: The token of the task that this one is called from, if any.
         self.outer: Final = current.get()
+        #: The supervisor was told to watch it.
+        self.is_watched: bool = False
+        #: The result backend has told clients of its end.
+        self.is_announced: bool = False
         #: The start check is made.
         self.is_started: bool = False
         #: The state of Celery's row at the latest look.

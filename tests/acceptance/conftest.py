@@ -27,6 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 WORKERS = [f"{pool}-{mode}" for pool in POOLS for mode in SETTINGS]
 
+#: Our own result backend, in place of Celery's: the scheme of its URL.
+OURS = "aioabort+postgresql"
+
 #: The log of a test's worker, and how long it was when the test began.
 LOG = pytest.StashKey[tuple[Path, int]]()
 
@@ -37,22 +40,25 @@ StartWorker = Callable[..., Worker]
 @pytest.fixture(scope="session")
 def start_worker(
     new_database: Callable[[], AbstractContextManager[str]],
-    celery_url: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StartWorker]:
     """Starts workers, which are stopped when the session ends."""
     started: list[Worker] = []
     with ExitStack() as stack:
 
-        def start(pool: str, dsn: str | None = None, **settings: object) -> Worker:
+        def start(
+            pool: str,
+            dsn: str | None = None,
+            backend: str = "db+postgresql+psycopg",
+            **settings: object,
+        ) -> Worker:
             dsn = dsn or stack.enter_context(new_database())
+            url = dsn.replace("postgresql", backend, 1)
             folder = tmp_path_factory.mktemp(pool)
             (folder / "queue").mkdir()
             (folder / "processed").mkdir()
             started.append(
-                stack.enter_context(
-                    running_worker(folder, dsn, celery_url(dsn), pool, **settings)
-                )
+                stack.enter_context(running_worker(folder, dsn, url, pool, **settings))
             )
             return started[-1]
 
@@ -64,12 +70,16 @@ def start_worker(
 
 @pytest.fixture(scope="session")
 def workers(start_worker: StartWorker) -> Callable[[str], Worker]:
-    """The workers by name, such as "solo-polling"; each is started when asked for."""
+    """The workers by name, such as "solo-polling"; each is started when asked for.
+
+    The results of "solo-polling-ours" are stored by our own backend.
+    """
 
     @cache
     def worker(name: str) -> Worker:
-        pool, mode = name.split("-")
-        return start_worker(pool, **SETTINGS[mode])
+        pool, mode, *ours = name.split("-")
+        backend = {"backend": OURS} if ours else {}
+        return start_worker(pool, **SETTINGS[mode], **backend)
 
     return worker
 

@@ -1,4 +1,4 @@
-"""``async def`` tasks: what works inside, and how an abort ends them (need N7)."""
+"""``async def`` tasks: what works inside, and how an abort ends them."""
 
 import asyncio
 import time

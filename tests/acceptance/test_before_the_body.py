@@ -1,4 +1,4 @@
-"""An aborted task that is not running does not begin (need N2)."""
+"""An aborted task that is not running does not begin."""
 
 import asyncio
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""One abort ends all of a workflow, wherever it is at that moment (need N10)."""
+"""One abort ends all of a workflow, wherever it is at that moment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from aioabort import TaskAborted
 
 from .harness import BOUND, Stage
 
-pytestmark = pytest.mark.parametrize("worker", ["prefork-notified"], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "worker", ["prefork-notified", "prefork-notified-ours"], indirect=True
+)
 
 #: Makes a part of a workflow: ``part("stopping", "a")``.
 Part = Callable[[str, str], Signature]

@@ -1,4 +1,4 @@
-"""Looking for an abort costs nothing, and idle workers ask nothing (need N6)."""
+"""Looking for an abort costs nothing, and idle workers ask nothing."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""How an abort ends a task, for everything in Celery that waits for it (needs N1, N10).
+"""How an abort ends a task, for everything in Celery that waits for it.
 
 Each cell of the table runs with results in PostgreSQL and in Redis, and none may hang.
 """
@@ -18,7 +18,7 @@ from celery.result import ResultBase
 
 from aioabort import TaskAborted
 
-from .conftest import StartWorker, follow_log
+from .conftest import OURS, StartWorker, follow_log
 from .harness import BOUND, Stage, Worker, becomes_true, execute
 
 
@@ -36,6 +36,10 @@ def ending_workers(
         def worker(results: str) -> Worker:
             if results == "postgresql":
                 return start_worker("prefork", aioabort_poll_interval=0.2, **telling)
+            if results == "aioabort":
+                return start_worker(
+                    "prefork", backend=OURS, aioabort_poll_interval=0.2, **telling
+                )
             url, options = request.getfixturevalue("in_redis")
             execute(dsn, "DROP TABLE celery_taskmeta, celery_tasksetmeta")
             return start_worker(
@@ -60,7 +64,9 @@ def worker(
     return worker
 
 
-in_both = pytest.mark.parametrize("worker", ["postgresql", "redis"], indirect=True)
+in_all = pytest.mark.parametrize(
+    "worker", ["postgresql", "aioabort", "redis"], indirect=True
+)
 
 #: Makes a part of a workflow: ``part("stopping", "a")``; its id ends with the name.
 Part = Callable[[str, str], Signature]
@@ -344,7 +350,7 @@ def get(result: ResultBase, **options: Any) -> Any:
     return result.get(timeout=BOUND, interval=0.05, **options)
 
 
-@in_both
+@in_all
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 async def test_workflow(stage: Stage, cell: Cell) -> None:
     """Whoever waits for the workflow hears of the abort, and what was to come does not.
@@ -380,7 +386,7 @@ async def test_workflow(stage: Stage, cell: Cell) -> None:
     assert settled.outcome == "aborted"
 
 
-@in_both
+@in_all
 async def test_group_without_propagation(stage: Stage) -> None:
     """``GroupResult.get(propagate=False)`` has the values and the abort."""
     place = str(stage.place.folder)
@@ -397,7 +403,7 @@ async def test_group_without_propagation(stage: Stage) -> None:
     assert sent.failed() is False
 
 
-@in_both
+@in_all
 @pytest.mark.parametrize("when", ["running", "queued"])
 async def test_errbacks(stage: Stage, when: str) -> None:
     """``link_error`` is called, in the worker with the error, or as a task with the id."""
@@ -420,7 +426,7 @@ async def test_errbacks(stage: Stage, when: str) -> None:
     assert stage.place.lines("heard of") == [sent.id]
 
 
-@in_both
+@in_all
 async def test_ignored_result(stage: Stage) -> None:
     """A chain's head that stores no result still ends the chain."""
     place = str(stage.place.folder)
@@ -435,7 +441,7 @@ async def test_ignored_result(stage: Stage) -> None:
     assert "b" not in stage.place
 
 
-@in_both
+@in_all
 async def test_handlers_and_signals(stage: Stage) -> None:
     """No failure is told of, to Sentry neither, but the end is; and the abort is."""
     result = await stage.start(stage.tasks.in_endings.telling)
@@ -469,7 +475,7 @@ async def test_signal_of_another_outcome(stage: Stage, outcome: str) -> None:
     assert stage.place.lines("task_failure") == failures
 
 
-@in_both
+@in_all
 async def test_expected_exceptions(stage: Stage) -> None:
     """An abort is none of the errors that ``throws`` announces."""
     result = await stage.start(stage.tasks.in_endings.throwing)
@@ -481,7 +487,7 @@ async def test_expected_exceptions(stage: Stage) -> None:
     assert celerys.state == "REVOKED"
 
 
-@in_both
+@in_all
 async def test_retry_of_an_aborted_task(stage: Stage) -> None:
     """``self.retry()`` ends it; no further attempt is sent."""
     result = await stage.start(stage.tasks.retrying, 0)

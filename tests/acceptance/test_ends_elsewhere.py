@@ -5,7 +5,7 @@ Nothing is found by a poll here: who waits for such a task is told of its end.
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,6 @@ def worker(
     worker = controlled_workers(request.param)
     follow_log(request, worker)
     return worker
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[AbortClient]:
-    """An open client of the worker's app."""
-    async with AbortClient(worker.app) as client:
-        yield client
 
 
 async def asked(stage: Stage, seen: str, **options: Any) -> AbortableAsyncResult[Any]:

@@ -40,7 +40,7 @@ REDIS = os.environ.get(REDIS_VARIABLE, "redis://127.0.0.1:6379/11")
 PREFIX = f"aioabort-{uuid4().hex}-"
 
 #: The schemes of the result backend.
-RESULTS = {"db": "db+postgresql+psycopg://"}
+RESULTS = {"db": "db+postgresql+psycopg://", "aioabort": "aioabort+postgresql://"}
 
 
 class Flower:

@@ -1,8 +1,8 @@
-"""``abort(grace=…)``: what will not stop is killed, once, and nothing else is (need N3)."""
+"""``abort(grace=…)``: what will not stop is killed, once, and nothing else is."""
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aioabort import AbortableAsyncResult, AbortClient, TaskAborted
+from aioabort import AbortableAsyncResult, TaskAborted
 
 from .conftest import StartWorker, follow_log
 from .harness import BOUND, Stage, Worker, becomes_true
@@ -50,13 +50,6 @@ def worker(
     worker = graceful_workers(request.param)
     follow_log(request, worker)
     return worker
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[AbortClient]:
-    """An open client of the worker's app."""
-    async with AbortClient(worker.app) as client:
-        yield client
 
 
 def kills(worker: Worker, result: AbortableAsyncResult[Any]) -> int:

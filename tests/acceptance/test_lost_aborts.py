@@ -1,4 +1,4 @@
-"""An abort is not lost, whatever else writes Celery's row (need N1)."""
+"""An abort is not lost, whatever else writes Celery's row."""
 
 import asyncio
 from dataclasses import replace

@@ -131,12 +131,14 @@ def test_a_queued_run_never_begins(page: Page) -> None:
     expect(page.locator("[data-word=running]")).to_have_count(2)
     newest.get_by_role("button").click()
     expect(newest.locator(".word")).to_have_text("stopping")
+    expect(newest.get_by_role("list")).to_contain_text("when its turn comes")
 
     page.get_by_role("button", name="Abort all").click()
 
     expect(newest.get_by_role("list")).to_contain_text("it never began")
     expect(newest.locator(".count")).to_have_text("0 of 120 files")
     expect(page.get_by_role("status").last).to_have_text(re.compile("has stopped"))
+    expect(page.get_by_role("status").first).to_have_text("nothing runs")
 
 
 def test_a_reload_forgets_nothing(page: Page) -> None:

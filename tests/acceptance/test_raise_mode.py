@@ -1,4 +1,4 @@
-"""``abort_mode="raise"``: the abort of a body that never looks (need N3)."""
+"""``abort_mode="raise"``: the abort of a body that never looks."""
 
 import asyncio
 import random

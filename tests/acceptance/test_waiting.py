@@ -1,4 +1,4 @@
-"""Nobody waits for ever on an aborted task (need N5)."""
+"""Nobody waits for ever on an aborted task."""
 
 import asyncio
 import statistics

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .place import open_place
 
-SUBJECTS = ("requesting", "stopping", "waiting")
+SUBJECTS = ("backend", "requesting", "stopping", "waiting")
 
 
 def main() -> None:

@@ -2,18 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import asyncpg
 import psycopg.conninfo
 import pytest
 from celery import Celery
+from psycopg import sql
 
 from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
 
 
 @pytest.fixture
@@ -32,6 +40,32 @@ async def store(app: Celery) -> AsyncIterator[Store]:
     settings = read_settings(app)
     async with open_pool(settings.dsn, max_size=8) as pool:
         yield await open_store(pool, settings)
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A role of the server, and its password."""
+
+    role: str
+    password: str
+
+    def dsn(self, dsn: str) -> str:
+        """Return the address of the same database for this role."""
+        user = dsn.partition("://")[2].partition("@")[0]
+        return dsn.replace(f"{user}@", f"{self.role}:{self.password}@", 1)
+
+
+@pytest.fixture
+def stranger(dsn: str) -> Iterator[Stranger]:
+    """A role that may connect and nothing else."""
+    role, password = f"aioabort_{uuid4().hex}", uuid4().hex
+    name = sql.Identifier(role)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        connection.execute(create.format(name, sql.Literal(password)))
+        yield Stranger(role, password)
+        connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
+        connection.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
 class Network:

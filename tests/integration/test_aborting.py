@@ -39,6 +39,7 @@ from aioabort import (
 from aioabort.postgres.hints import decode_hint
 from aioabort.postgres.store import Store
 from tests.integration.conftest import Network
+from tests.integration.steps import end
 
 Database: TypeAlias = "asyncpg.Connection[Any]"
 MakeApp = Callable[..., Celery]
@@ -48,11 +49,6 @@ REQUESTS = "SELECT count(*) FROM aioabort_request"
 
 def new_ids(number: int) -> list[str]:
     return [str(uuid4()) for _ in range(number)]
-
-
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
 
 
 def bare(receipt: AbortReceipt) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 from tests.integration.conftest import Network
+from tests.integration.steps import until
 
 if TYPE_CHECKING:
     import asyncpg
@@ -54,12 +55,6 @@ def end_run(run: Run, state: str = "SUCCESS") -> None:
 async def begin(app: Celery, task_id: str | None = None) -> Run:
     with fail_after(10):
         return await to_thread.run_sync(start_run, app, task_id)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with fail_after(10):
-        while not condition():
-            await sleep(0.01)
 
 
 async def outcome_of(store: Store, task_id: str, expected: str) -> None:

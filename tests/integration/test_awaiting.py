@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from anyio import fail_after, move_on_after, to_thread
+from anyio import fail_after, move_on_after
 from celery import Celery, states
 from celery.result import AsyncResult, EagerResult, GroupResult
 
@@ -28,6 +28,7 @@ from aioabort import (
 from aioabort.postgres.store import Store
 from aioabort.producer import cancelling
 from tests.integration.conftest import Network
+from tests.integration.steps import are_awaited, end
 
 Database: TypeAlias = "asyncpg.Connection[Any]"
 MakeApp = Callable[..., Celery]
@@ -35,18 +36,6 @@ MakeApp = Callable[..., Celery]
 
 def new_ids(number: int) -> list[str]:
     return [str(uuid4()) for _ in range(number)]
-
-
-async def end(app: Celery, task_id: str, result: Any, state: str = "SUCCESS") -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
-
-
-async def are_awaited(client: AbortClient, number: int) -> None:
-    """Return when so many wait."""
-    with fail_after(10):
-        while client.health().waiters != number:
-            await asyncio.sleep(0.002)
 
 
 async def test_values_are_in_order(

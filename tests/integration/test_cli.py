@@ -8,27 +8,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
-from psycopg import sql
 
 from aioabort.cli.group import main
+from tests.integration.conftest import Stranger
 
 MakeApp = Callable[..., Celery]
 
 #: A use of each command that reaches PostgreSQL.
 COMMANDS = {
     "abort": ["abort", "some-id"],
+    "abort-before": ["abort", "--before", "1h"],
+    "abort-wait": ["abort", "some-id", "--wait"],
     "cleanup": ["cleanup"],
     "doctor": ["doctor"],
     "init-db": ["init-db"],
@@ -504,37 +504,11 @@ def test_database_down(make_app: MakeApp, name: str) -> None:
     assert "secret" not in result.output
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_table(empty_dsn: str, make_app: MakeApp, name: str) -> None:
     """Where it must not be created, the line tells which one is missing."""
     app = make_app(empty_dsn, aioabort_create_tables=False)
     assert_one_line(run(app, *COMMANDS[name]), 3, '"aioabort_request" is missing')
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """A role of the server, and its password."""
-
-    role: str
-    password: str
-
-    def dsn(self, dsn: str) -> str:
-        """Return the address of the same database for this role."""
-        user = dsn.partition("://")[2].partition("@")[0]
-        return dsn.replace(f"{user}@", f"{self.role}:{self.password}@", 1)
-
-
-@pytest.fixture
-def stranger(dsn: str) -> Iterator[Stranger]:
-    """A role that may connect and nothing else."""
-    role, password = f"aioabort_{uuid4().hex}", uuid4().hex
-    name = sql.Identifier(role)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-        connection.execute(create.format(name, sql.Literal(password)))
-        yield Stranger(role, password)
-        connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
-        connection.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
 def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -> None:
@@ -554,7 +528,7 @@ def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -
     assert stranger.password not in result.output
 
 
-@pytest.mark.parametrize("name", ["abort", "cleanup", "list", "status", "watch"])
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_rights(dsn: str, make_app: MakeApp, stranger: Stranger, name: str) -> None:
     """PostgreSQL's own words tell what may not be done."""
     app = make_app(stranger.dsn(dsn))
@@ -611,11 +585,13 @@ def test_as_a_program(
     assert program.returncode == 1
 
 
-def test_interrupted(tmp_path: Path) -> None:
+@every_command
+def test_interrupted(tmp_path: Path, name: str) -> None:
     """Ctrl-C ends it with a line, while it waits for a server that says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        program = start(tmp_path, f"db+postgresql://ann@127.0.0.1:{port}/db", "list")
+        backend = f"db+postgresql://ann@127.0.0.1:{port}/db"
+        program = start(tmp_path, backend, *COMMANDS[name])
         connection, _ = silent.accept()
         program.send_signal(signal.SIGINT)
         assert program.communicate() == ("", "Error: interrupted\n")

@@ -31,6 +31,7 @@ from aioabort import (
 )
 from aioabort.postgres.store import Store
 from tests.integration.conftest import Network
+from tests.integration.steps import are_awaited, end, waiting_for
 
 MakeApp = Callable[..., Celery]
 
@@ -41,23 +42,6 @@ CONNECTIONS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'aioabort'
 """
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
-
-
-async def is_awaited(task: "asyncio.Task[Any]") -> None:
-    """Let *task* come to the point where it can only wait."""
-    for _ in range(50):
-        await asyncio.sleep(0.002)
-        assert not task.done()
 
 
 async def test_a_value_is_returned(
@@ -144,8 +128,7 @@ async def test_a_notification_ends_the_wait(
     """The end of a task is noticed without any poll."""
     app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
     async with AbortClient(app) as client:
-        waiting = asyncio.create_task(client.wait(task_id))
-        await is_awaited(waiting)
+        waiting = await waiting_for(client, task_id)
         await end(app, task_id, "value", states.SUCCESS)
         await store.hint_clients([task_id])
         with fail_after(5):
@@ -159,8 +142,7 @@ async def test_the_poll_ends_the_wait(
     """Lose every notification, and the only difference is time."""
     app = make_app(dsn, aioabort_poll_interval=0.05, aioabort_notify=notify)
     async with AbortClient(app) as client:
-        waiting = asyncio.create_task(client.wait(task_id))
-        await is_awaited(waiting)
+        waiting = await waiting_for(client, task_id)
         await end(app, task_id, "value", states.SUCCESS)
         with fail_after(5):
             assert await waiting == "value"
@@ -202,7 +184,7 @@ async def test_one_waiter_that_gives_up_does_not_disturb_the_others(
 ) -> None:
     """Many wait for one task; those who are cancelled leave, the rest get the value."""
     waiters = [asyncio.create_task(client.wait(task_id)) for _ in range(10)]
-    await is_awaited(waiters[0])
+    await are_awaited(client, len(waiters))
     for waiter in waiters[::2]:
         waiter.cancel()
     await end(app, task_id, "value", states.SUCCESS)
@@ -311,8 +293,7 @@ async def test_a_client_that_is_not_open_says_so(app: Celery, task_id: str) -> N
 async def test_closing_ends_every_wait(app: Celery, task_id: str) -> None:
     """Nobody waits for ever on a client that was closed."""
     async with AbortClient(app) as client:
-        waiting = asyncio.create_task(client.wait(task_id))
-        await is_awaited(waiting)
+        waiting = await waiting_for(client, task_id)
     with fail_after(5), pytest.raises(ClientClosed):
         await waiting
 
@@ -433,8 +414,7 @@ async def test_a_wait_outlives_an_outage(
     client_app = make_app(network.dsn, aioabort_poll_interval=0.1)
     caplog.set_level(logging.INFO, "aioabort")
     async with AbortClient(client_app) as client:
-        waiting = asyncio.create_task(client.wait(task_id))
-        await is_awaited(waiting)
+        waiting = await waiting_for(client, task_id)
         await network.cut()
         with fail_after(10), pytest.raises(StoreUnavailable, match="away"):
             await client.abort(task_id)
@@ -465,8 +445,7 @@ async def test_a_listener_that_was_ended_listens_again(
     """
     app = make_app(dsn, aioabort_poll_interval=5.0)
     async with AbortClient(app) as client:
-        waiting = asyncio.create_task(client.wait(task_id))
-        await is_awaited(waiting)
+        waiting = await waiting_for(client, task_id)
         ended = await database.fetchval(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND query LIKE 'LISTEN%'"

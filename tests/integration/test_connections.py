@@ -1,20 +1,19 @@
 """The connections of a client: whose they are, where they lead, and how they break."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import anyio.lowlevel
 import asyncpg
 import psycopg
 import pytest
 from anyio import fail_after, sleep, to_thread
-from celery import Celery, states
+from celery import Celery
 
 from aioabort import (
     AbortClient,
@@ -23,7 +22,10 @@ from aioabort import (
     StoreUnavailable,
     WrongLoop,
 )
+from aioabort.dsn import parse_dsn
+from aioabort.postgres.connection import new_connection
 from tests.integration.conftest import Network
+from tests.integration.steps import end, until, waiting_for
 
 MakeApp = Callable[..., Celery]
 
@@ -34,31 +36,6 @@ OURS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'aioabort'
 """
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-async def end(app: Celery, task_id: str, result: Any) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with fail_after(20):
-        while not condition():
-            await sleep(0.01)
-
-
-async def waiting_for(client: AbortClient, task_id: str) -> "asyncio.Task[Any]":
-    """Return a task that waits, and has looked for the first time."""
-    waiting = asyncio.create_task(client.wait(task_id))
-    async with aclosing(client.watch(task_id)) as snapshots:
-        await anext(snapshots)
-    assert not waiting.done()
-    return waiting
 
 
 async def test_a_lent_pool_is_used_and_stays_open(
@@ -287,3 +264,30 @@ async def test_another_host_takes_over(
             assert await waiting == "value"
         assert two.connections > 0
     await two.cut()
+
+
+async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
+    network: Network, database: "asyncpg.Connection[Any]"
+) -> None:
+    """Neither a connection nor an error that the event loop would log.
+
+    socket: connected | cancelled, some turns of the loop later | asyncpg: asks for TLS
+    """
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    for turns in range(20):
+        connecting = asyncio.create_task(
+            new_connection(parse_dsn(network.dsn, setting="dsn"))
+        )
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+
+    gc.collect()
+    assert errors == []
+    with fail_after(10):
+        while await database.fetchval(OURS):
+            await sleep(0.01)

@@ -44,11 +44,6 @@ NEVER_POLLED = 3_600.0
 MakeApp = Callable[..., Celery]
 
 
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
 @pytest.fixture(scope="session")
 def redis_url() -> str:
     """The address of a Redis that answers."""

@@ -4,18 +4,12 @@ import asyncio
 from collections.abc import Callable
 from uuid import uuid4
 
-import pytest
 from celery import Celery
 
 from aioabort import AbortClient
 from aioabort.postgres.pool import open_pool
 from aioabort.postgres.store import Store, open_store
 from aioabort.settings import read_settings
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
 
 
 async def test_a_request_says_when_its_grace_is_over(

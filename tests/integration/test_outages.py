@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,8 +14,8 @@ from uuid import uuid4
 import asyncpg
 import psycopg
 import pytest
-from anyio import fail_after, sleep, to_thread
-from celery import Celery, states
+from anyio import fail_after, to_thread
+from celery import Celery
 from celery.app.task import Context
 
 from aioabort import AbortClient, TaskAborted, WaitTimeout
@@ -27,33 +27,9 @@ from aioabort.testing.postgres import LaunchError, Server, throwaway_postgres
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 from tests.integration.conftest import Network
+from tests.integration.steps import end, until, waiting_for
 
 MakeApp = Callable[..., Celery]
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-async def end(app: Celery, task_id: str, result: Any) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with fail_after(20):
-        while not condition():
-            await sleep(0.01)
-
-
-async def waiting_for(client: AbortClient, task_id: str) -> "asyncio.Task[Any]":
-    """Return a task that waits, and has looked for the first time."""
-    waiting = asyncio.create_task(client.wait(task_id))
-    async with aclosing(client.watch(task_id)) as snapshots:
-        await anext(snapshots)
-    assert not waiting.done()
-    return waiting
 
 
 @pytest.fixture

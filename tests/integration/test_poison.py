@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from anyio import fail_after, sleep, to_thread
+from anyio import fail_after, to_thread
 from celery import Celery
 from celery.app.task import Context
 from celery.app.trace import build_tracer
@@ -15,6 +15,7 @@ from aioabort import AbortableTask, current_token
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
+from tests.integration.steps import until
 
 if TYPE_CHECKING:
     import asyncpg
@@ -51,12 +52,6 @@ def start_run(app: Celery) -> Run:
     run.supervisor.begin(run)
     run.supervisor.wait_for_look(run)
     return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with fail_after(10):
-        while not condition():
-            await sleep(0.01)
 
 
 @pytest.mark.parametrize("task_id", ["a\0b", "\ud800", "x" * 8_000], ids=ascii)

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -23,7 +22,7 @@ import asyncpg
 import psycopg.conninfo
 import pytest
 from anyio import fail_after, sleep, to_thread
-from celery import Celery, states
+from celery import Celery
 from celery.app.task import Context
 from click.testing import CliRunner
 
@@ -33,6 +32,7 @@ from aioabort.postgres import listener
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
+from tests.integration.steps import end, until
 
 MakeApp = Callable[..., Celery]
 
@@ -163,17 +163,6 @@ def certify(key: Path, certificate: Path) -> None:
     subprocess.run(
         [*command.split(), *subject, *files], check=True, capture_output=True
     )
-
-
-async def end(app: Celery, task_id: str, result: Any) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, states.SUCCESS)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with fail_after(15):
-        while not condition():
-            await sleep(0.01)
 
 
 def start_run(app: Celery) -> Run:

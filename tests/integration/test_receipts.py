@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from anyio import fail_after, to_thread
+from anyio import fail_after
 from celery import Celery, states
 from celery.exceptions import ChordError, TaskRevokedError
 
@@ -24,6 +24,7 @@ from aioabort import (
 )
 from aioabort.postgres.store import Store
 from aioabort.producer import receipts
+from tests.integration.steps import are_awaited, end
 
 MakeApp = Callable[..., Celery]
 
@@ -52,24 +53,12 @@ def request_of(receipt: AbortReceipt) -> AbortRequest:
     return receipt.request
 
 
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
-
-
-async def is_awaited(client: AbortClient, number: int = 1) -> None:
-    """Return when so many wait."""
-    with fail_after(10):
-        while client.health().waiters != number:
-            await asyncio.sleep(0.002)
-
-
 async def test_a_notice_ends_the_wait_for_it(
     client: AbortClient, receipt: AbortReceipt, store: Store
 ) -> None:
     """The request says when and where the task noticed, without any poll."""
     waiting = asyncio.create_task(receipt.seen())
-    await is_awaited(client)
+    await are_awaited(client)
     await store.record_seen([request_of(receipt)], [0.0], "node pid 1")
     await store.hint_clients([receipt.task_id])
     with fail_after(10):
@@ -88,7 +77,7 @@ async def test_the_recorded_outcome_is_returned(
 ) -> None:
     """What the worker records is what who waits for the end gets."""
     waiting = asyncio.create_task(receipt.settled())
-    await is_awaited(client)
+    await are_awaited(client)
     await store.record_outcomes([request_of(receipt)], [outcome], [0.0])
     await store.hint_clients([receipt.task_id])
     with fail_after(10):
@@ -102,7 +91,7 @@ async def test_a_task_that_ended_without_noticing_has_not_seen(
 ) -> None:
     """None is returned, rather than waited on for ever."""
     waiting = asyncio.create_task(receipt.seen())
-    await is_awaited(client)
+    await are_awaited(client)
     await store.record_outcomes([request_of(receipt)], ["too_late"], [0.0])
     await store.hint_clients([receipt.task_id])
     with fail_after(10):
@@ -207,7 +196,7 @@ async def test_without_notifications_the_poll_tells(
             asyncio.create_task(receipt.seen()),
             asyncio.create_task(receipt.settled()),
         )
-        await is_awaited(client, 2)
+        await are_awaited(client, 2)
         await store.record_seen([request_of(receipt)], [0.0], "node")
         with fail_after(10):
             assert await seen is not None
@@ -221,7 +210,7 @@ async def test_many_receipts_share_the_looks(client: AbortClient, store: Store) 
     """A thousand wait, and all hear of a thousand outcomes."""
     many = await client.abort([str(uuid4()) for _ in range(1_000)])
     waiting = [asyncio.create_task(receipt.settled()) for receipt in many]
-    await is_awaited(client, 1_000)
+    await are_awaited(client, 1_000)
     requests = [request_of(receipt) for receipt in many]
     await store.record_outcomes(requests, ["aborted"] * 1_000, [0.0] * 1_000)
     await store.hint_clients([receipt.task_id for receipt in many])

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     import asyncpg
 
 
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
 @pytest.mark.parametrize(
     ("said", "state", "seen", "outcome"),
     [

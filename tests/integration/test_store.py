@@ -29,11 +29,6 @@ WAITING = """
 """
 
 
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
 async def store_result(app: Celery, task_id: str, result: Any, state: str) -> None:
     """Store a result as a worker does."""
     await to_thread.run_sync(app.backend.store_result, task_id, result, state)

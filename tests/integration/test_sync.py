@@ -61,11 +61,6 @@ print([sync.snapshot("one").state for _ in range(3)])
 """
 
 
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
 def background_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "aioabort-sync"]
 

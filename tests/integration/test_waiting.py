@@ -29,11 +29,6 @@ NEVER_POLLED = 3_600.0
 
 
 @pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
-
-
-@pytest.fixture
 def put(app: Celery) -> Store_:
     """Stores a state as a worker does."""
 

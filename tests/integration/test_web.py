@@ -3,10 +3,10 @@
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -23,11 +23,14 @@ from starlette.routing import Mount, Router
 
 from aioabort import AbortClient, TaskAborted
 from aioabort.web import Action, Caller, routes
-from tests.integration.conftest import Network
+from tests.integration.conftest import Network, Stranger
+from tests.integration.steps import end
 
 MakeApp = Callable[..., Celery]
 
 Browser = httpx.AsyncClient
+
+DOT = re.DOTALL | re.MULTILINE
 
 JSON = {"content-type": "application/json"}
 
@@ -42,11 +45,6 @@ async def by_header(
     if name == f"no-{action}" or (task_id or "").startswith("secret"):
         return None
     return name
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
 
 
 @pytest.fixture
@@ -69,11 +67,6 @@ async def browsing(app: Any, base: str = "http://site/tasks") -> AsyncIterator[B
 def mounted(client: AbortClient, **options: Any) -> Starlette:
     options.setdefault("authorize", by_header)
     return Starlette(routes=[Mount("/tasks", routes=routes(client, **options))])
-
-
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
 
 
 # What is told of a task.
@@ -524,27 +517,60 @@ async def test_a_database_that_is_away_is_one_line(
     assert answer.json() == {"detail": "The database cannot be reached at present"}
 
 
-async def test_a_table_that_is_gone_is_one_line(
-    browser: Browser, database: "asyncpg.Connection[Any]", task_id: str
+#: Every endpoint, by a use of it that reaches PostgreSQL.
+ENDPOINTS = [
+    ("GET", "/"),
+    ("GET", "/some-id"),
+    ("POST", "/some-id/abort"),
+    ("GET", "/some-id/events"),
+    ("GET", "/events?id=some-id"),
+]
+
+
+@pytest.mark.parametrize("broken", ["no table", "no rights"])
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+async def test_a_refusal_of_the_database_is_one_line(
+    dsn: str,
+    make_app: MakeApp,
+    stranger: Stranger,
+    database: "asyncpg.Connection[Any]",
+    *,
+    broken: str,
+    method: str,
+    path: str,
 ) -> None:
-    """What PostgreSQL says is for the log."""
-    await database.execute("DROP TABLE aioabort_request")
+    """What PostgreSQL says is for the log; of a stream, it is the only event."""
+    app = make_app(dsn if broken == "no table" else stranger.dsn(dsn))
+    async with AbortClient(app) as client, browsing(mounted(client)) as browser:
+        if broken == "no table":
+            await database.execute("DROP TABLE aioabort_request")
+        answer = await browser.request(method, path, headers=JSON)
 
-    answer = await browser.post(f"/{task_id}/abort", json={})
+    said = "The database refused; the server's log says why"
+    if "events" in path:
+        [problem] = re.findall("^event: problem.*?^data: (.*?)$", answer.text, DOT)
+        assert json.loads(problem) == {"task_id": "some-id", "detail": said}
+        assert answer.text.count("event: ") == 1
+    else:
+        assert (answer.status_code, answer.json()) == (500, {"detail": said})
 
-    assert answer.status_code == 500
-    assert answer.json() == {
-        "detail": "The database refused; the server's log says why"
-    }
 
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+async def test_a_client_that_is_not_open_is_one_line(
+    app: Celery, method: str, path: str
+) -> None:
+    """An application that forgot to open it, or has closed it, is not ready.
 
-async def test_a_client_that_is_not_open_is_one_line(app: Celery) -> None:
-    """An application that forgot to open it, or has closed it, is not ready."""
+    A stream ends without an event, and the browser comes back.
+    """
     async with browsing(mounted(AbortClient(app))) as browser:
-        answer = await browser.get("/")
+        answer = await browser.request(method, path, headers=JSON)
 
-    assert answer.status_code == 503
-    assert answer.json()["detail"].startswith("The application is not ready")
+    if "events" in path:
+        assert (answer.status_code, answer.text.count("event: ")) == (200, 0)
+    else:
+        assert answer.status_code == 503
+        assert answer.json()["detail"].startswith("The application is not ready")
 
 
 async def test_a_client_may_be_found_by_the_request(app: Celery, task_id: str) -> None:

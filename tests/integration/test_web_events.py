@@ -5,13 +5,12 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import httpx
 import pytest
 import uvicorn
-from anyio import fail_after, sleep, to_thread
+from anyio import fail_after, sleep
 from celery import Celery, states
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -23,6 +22,7 @@ from starlette.types import Message
 from aioabort import AbortClient
 from aioabort.web import Action, events, routes
 from tests.integration.conftest import Network
+from tests.integration.steps import end, until
 
 MakeApp = Callable[..., Celery]
 
@@ -34,11 +34,6 @@ BOUND = 20.0
 async def alice(_: Request, __: Action, ___: str | None) -> str:
     """Let everybody in, as alice."""
     return "alice"
-
-
-@pytest.fixture
-def task_id() -> str:
-    return str(uuid4())
 
 
 @pytest.fixture
@@ -73,11 +68,6 @@ async def browsing(application: Starlette) -> AsyncIterator[Browser]:
     await serving
 
 
-async def end(app: Celery, task_id: str, result: Any, state: str) -> None:
-    """Store a result as a worker does."""
-    await to_thread.run_sync(app.backend.store_result, task_id, result, state)
-
-
 async def told(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
     """Yield the events as a browser has them; the data is read from its JSON."""
     event: dict[str, Any] = {}
@@ -88,13 +78,6 @@ async def told(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
         elif event:
             yield event
             event = {}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return when *condition* holds."""
-    with fail_after(BOUND):
-        while not condition():
-            await sleep(0.01)
 
 
 def waiters(client: AbortClient) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import async_bodies
+import backends
 import endings
 import folder_broker  # noqa: F401 (makes the broker known to kombu)
 import interruptions
@@ -36,6 +37,7 @@ task = partial(app.task, shared=False)
 
 in_pools = pools.define(task)
 in_async = async_bodies.define(task)
+in_backend = backends.define(task)
 in_endings = endings.define(task)
 in_interruptions = interruptions.define(task)
 

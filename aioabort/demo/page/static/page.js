@@ -14,6 +14,7 @@ const ENDINGS = {
   returned: "it returned early",
   failed: "it failed",
   killed: "its process was ended",
+  unkillable: "it could not be killed",
   too_late: "it ended before it looked",
 };
 
@@ -49,7 +50,7 @@ function follow() {
   stream?.close();
   stream = null;
   // The oldest first: they are those that run.
-  const open = [...runs.values()].filter((run) => !isOver(run));
+  const open = [...runs.values()].filter((run) => !run.snapshot.is_finished);
   if (open.length === 0) {
     return link("live", "nothing runs");
   }
@@ -62,7 +63,7 @@ function follow() {
     trouble(runs.get(task_id), detail);
   });
   stream.onerror = () => {
-    if (open.slice(0, MOST_FOLLOWED).every(isOver)) {
+    if (open.slice(0, MOST_FOLLOWED).every((run) => run.snapshot.is_finished)) {
       return follow();
     }
     link("wait", "connecting again");
@@ -111,6 +112,7 @@ async function start(event) {
 
 async function abort(run) {
   run.isAsked = true;
+  run.isQueued = run.snapshot.state === "PENDING";
   show(run);
   try {
     const receipt = await ask(`${path(run)}/abort`, {
@@ -133,7 +135,7 @@ async function abort(run) {
 
 function add(started) {
   const card = element("run").content.firstElementChild.cloneNode(true);
-  const run = { ...started, card, hashed: 0, looks: 0, isAsked: false,
+  const run = { ...started, card, hashed: 0, looks: 0, isAsked: false, isQueued: false,
                 snapshot: { state: "PENDING", request: null } };
   runs.set(run.task_id, run);
   part(run, ".number").textContent = `#${run.number}`;
@@ -194,6 +196,9 @@ function tell(run, request) {
   step(run, "requested", clock(asked), `by ${request.requested_by ?? "somebody"}${why}`);
   if (request.seen_at) {
     step(run, "seen", after(asked, request.seen_at), `by ${request.seen_by}`);
+  } else {
+    const waits = run.isQueued && !request.outcome_at;
+    part(run, "[data-step=seen] span").textContent = waits ? "when its turn comes" : "";
   }
   if (request.outcome_at) {
     step(run, "stopped", after(asked, request.outcome_at), ENDINGS[request.outcome]);
@@ -247,6 +252,8 @@ element("abort-all").addEventListener("submit", (event) => {
 try {
   const known = await ask("/runs");
   element("path").value = known.path;
+  // The end of a path tells more than its beginning.
+  element("path").scrollLeft = element("path").scrollWidth;
   element("name").value = known.user;
   element("paths").replaceChildren(...known.paths.map((name) => new Option(name, name)));
   known.runs.forEach(add);

@@ -1,0 +1,1 @@
+"""Celery's results on asyncpg: ``result_backend = "aioabort+postgresql://…"``."""
