@@ -122,7 +122,7 @@ async def test_process_that_is_killed_after_an_end(stage: Stage) -> None:
 
     result stored | main process told | outcome not recorded | killed | nobody left
     """
-    result = await stage.start(stage.tasks.in_pools.looking_away)
+    result = await stage.start(stage.tasks.gated)
     await result.abort()
     with psycopg.connect(stage.worker.dsn) as holder:
         holder.execute(HOLD, [result.id])

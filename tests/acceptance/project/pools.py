@@ -70,7 +70,7 @@ def calling_back(self: AbortableTask, place: str) -> None:
 
 def looking_away(place: str) -> str:
     """Never look, as a task need not that is interrupted."""
-    note(place, "body", os.getpid())
+    note(place, "body")
     wait_for(place, "end")
     return "done"
 
