@@ -15,11 +15,16 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+# Parts of a page, which the benchmark writes.
+exclude_patterns = ["benchmarks/*.md"]
 
 nitpicky = True
 # Other projects' names, of which there is no inventory without a network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(asyncio|asyncpg|celery|collections|contextlib|datetime|typing)\..*"),
+    (
+        "py:.*",
+        r"(asyncio|asyncpg|celery|collections|contextlib|datetime|kombu|typing)\..*",
+    ),
     (
         "py:.*",
         r"(.*\.)?(Any|AnyPool|Celery|Follower|GroupResult|P|R|R_co|Signature|T|Task|TaskRow)",

@@ -13,11 +13,13 @@ from aioabort.settings import read_settings
     "--sql", is_flag=True, help="Print the SQL and connect to nothing: for a DBA."
 )
 async def init_db(app: Celery, *, sql: bool) -> Answer:
-    """Create the table of requests, if it is missing."""
+    """Create the table of requests, and Celery's for our own result backend."""
     settings = read_settings(app)
     tables = schema.tables_of(settings)
     if sql:
         text = schema.schema_sql(tables)
+        if settings.stores_results:
+            text += "\n" + schema.result_schema_sql(tables)
         return Answer({"sql": text}, [text.rstrip()])
     is_new = await schema.init_db(settings)
     done = "created" if is_new else "is there already"

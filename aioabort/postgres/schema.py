@@ -46,6 +46,8 @@ async def create_result_tables(executor: Executor, tables: Tables) -> None:
 async def init_db(settings: Settings) -> bool:
     """Create the table of requests; return False if it was there.
 
+    With our own result backend, Celery's tables are created, too.
+
     Raises StoreUnavailable when the server cannot be reached, and StoreError when it
     refuses. What ``aioabort_create_tables`` says does not matter here.
     """
@@ -55,6 +57,8 @@ async def init_db(settings: Settings) -> bool:
             [row] = await link.fetch(
                 statements.TABLES_EXIST, tables.request, tables.task
             )
+            if settings.stores_results and not row["has_task"]:
+                await create_result_tables(link, tables)
             if row["has_request"]:
                 return False
             await create_table(link, tables)

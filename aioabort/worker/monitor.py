@@ -99,14 +99,18 @@ class Monitor:
         While PostgreSQL is away, waits some seconds for it to come back.
         """
         await self._connected_store()
-        if self._results is None:
+        results = self._results
+        if results is None:
             raise StoreUnavailable("PostgreSQL is away: the connection was closed")
         try:
             with switching_soon():
-                return await act(self._results)
+                return await act(results)
         except StoreUnavailable:
-            # Of a server that has gone silent, nothing else might tell.
-            self._suspect.set()
+            if results is self._results:
+                # Of a server that has gone silent, nothing else might tell. Whoever
+                # tries again waits for the next connection.
+                self._disconnect()
+                self._suspect.set()
             raise
 
     async def store(
@@ -225,11 +229,14 @@ class Monitor:
 
     def _on_lost(self) -> None:
         telemetry.mode("worker", "poll")
-        self._store = self._results = None
-        self._connected.clear()
+        self._disconnect()
         for runs in self._runs.values():
             for run in runs:
                 run.looked.set()
+
+    def _disconnect(self) -> None:
+        self._store = self._results = None
+        self._connected.clear()
 
     @telemetry.timed("worker")
     async def _look(self, store: Store, task_ids: list[str]) -> None:

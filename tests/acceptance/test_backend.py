@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from celery.exceptions import TaskRevokedError
 from aioabort import TaskAborted
 
 from .conftest import OURS, StartWorker, follow_log
-from .harness import BOUND, Stage
+from .harness import BOUND, Stage, Worker, becomes_true
 
 #: A wait is ended by a notification, or not at all.
 NO_POLL = {"aioabort_poll_interval": 600.0}
@@ -171,16 +172,23 @@ async def test_group_that_is_saved(stage: Stage) -> None:
     assert await get(restored) == [0, 2, 4]
 
 
+def threads_of(worker: Worker) -> int:
+    """Return how many threads the worker's main process has."""
+    return len([*Path(f"/proc/{worker.process.pid}/task").iterdir()])
+
+
 async def test_main_process_of_prefork(
     start_worker: StartWorker, request: pytest.FixtureRequest
 ) -> None:
-    """It stores for a task whose process died."""
+    """It stores for a task whose process died, and keeps no thread after that."""
     worker = start_worker("prefork", backend=OURS, **NO_POLL)
     follow_log(request, worker)
+    before = threads_of(worker)
     sent = worker.project.in_backend.die.delay()
 
     with pytest.raises(Exception, match="Worker exited prematurely"):
         await get(sent)
+    await becomes_true(lambda: threads_of(worker) == before)
 
 
 async def test_gevent(

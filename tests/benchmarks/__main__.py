@@ -5,9 +5,15 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from .figures import amount
 from .place import open_place
+from .records import Series
+from .targets import TARGETS
 
-SUBJECTS = ("backend", "requesting", "stopping", "waiting")
+SUBJECTS = (
+    *("checking", "stopping", "requesting", "waiting"),
+    *("overhead", "backend", "growth"),
+)
 
 
 def main() -> None:
@@ -15,18 +21,25 @@ def main() -> None:
     options = _arguments().parse_args()
     with open_place(options.dsn, quick=options.quick) as place:
         for name in options.only or SUBJECTS:
+            print(f"Measuring: {name} …", flush=True)
             start = time.monotonic()
-            print(f"{name} …", flush=True)
             import_module(f".{name}", __package__).measure(place)
-            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+            print(f"It took {time.monotonic() - start:.0f} s", flush=True)
     for series in place.records.series:
-        case = ", ".join(f"{key}={value}" for key, value in series.case.items())
-        print(
-            f"{series.subject:10} {series.measure:28} {series.contender:42} {case:28}"
-            f" {series.p50:12.6g} {series.p99:12.6g} {series.longest:12.6g} {series.unit}"
-        )
+        print(_line(series))
+    print()
+    for row in (target.row(place.records) for target in TARGETS):
+        print("{:68} {:>10} {:>10}  {}".format(*row))
     if options.json:
         place.records.save(options.json)
+
+
+def _line(series: Series) -> str:
+    case = ", ".join(f"{name} {value}" for name, value in series.case.items())
+    figures = (series.p50, series.p99)
+    p50, p99 = (amount(figure, series.unit) for figure in figures)
+    name = f"{series.subject}: {series.measure}"
+    return f"{name:36} {series.contender:42} {case:48} p50 {p50:>9}  p99 {p99:>9}"
 
 
 def _arguments() -> argparse.ArgumentParser:

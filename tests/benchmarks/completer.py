@@ -17,10 +17,10 @@ from typing import Any
 import asyncpg
 from celery.app.task import Context
 
-from aioabort.postgres.connection import Link
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 
+from .counting import count_statements
 from .place import make_app, named
 
 CONNECTIONS = 8
@@ -83,7 +83,7 @@ async def completer(dsn: str, hints: str) -> AsyncGenerator[Completer]:
 async def run(dsn: str, hints: str) -> None:
     """Be that process."""
     dsn = named(dsn, NAME)
-    statements = _count_statements()
+    statements = count_statements()
     pool = await asyncpg.create_pool(
         dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, reset=leave_as_it_is
     )
@@ -115,19 +115,6 @@ async def run(dsn: str, hints: str) -> None:
 
 async def leave_as_it_is(_connection: object) -> None:
     """Spare a pool the statement with which it resets each connection after use."""
-
-
-def _count_statements() -> list[None]:
-    """Return a list that gets an item for each statement of the agent."""
-    statements: list[None] = []
-    fetch = Link.fetch
-
-    async def counted(self: Link, query: str, *args: Any) -> Any:
-        statements.append(None)
-        return await fetch(self, query, *args)
-
-    Link.fetch = counted  # type: ignore[method-assign]
-    return statements
 
 
 def _hinting(

@@ -127,7 +127,7 @@ class Observer:
         """
         return int(await self._connection.fetchval(TRANSACTIONS, self._database))
 
-    async def connections(self, without: str = "") -> int:
+    async def connections(self, without: str = "nobody") -> int:
         """Return how many connections there are, *without* those of one application."""
         return int(
             await self._connection.fetchval(CONNECTIONS, self._database, without)
@@ -166,7 +166,8 @@ def _server() -> Generator[str]:
         port = free.getsockname()[1]
     settings = {**SETTINGS, "listen_addresses": HOST, "port": str(port)}
     with throwaway_postgres(settings=settings):
-        yield f"postgresql://postgres@{HOST}:{port}/postgres"
+        # It has no TLS, which asyncpg would try first, and complain.
+        yield f"postgresql://postgres@{HOST}:{port}/postgres?sslmode=disable"
 
 
 def _broker(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from .workers import celery_worker
 SUBJECT = "stopping"
 
 CROWD = 500
-FULL_THREADS = "500 coroutines, one bulk request"
 
 
 def measure(place: Place) -> None:
@@ -98,5 +97,5 @@ async def _crowd(place: Place, board: Board, dsn: str) -> None:
                 ours.NOTIFIED,
                 [mark.moment - called_at for mark in marks],
                 pool="threads",
-                body=FULL_THREADS,
+                body=ours.BODIES["crowd"],
             )

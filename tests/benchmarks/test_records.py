@@ -1,10 +1,14 @@
 """The figures of the benchmark are made of what was measured."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from .records import Records, load, percentile, thinned
+from .targets import TARGETS
+
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,21 @@ def test_noisy_round_does_not_make_the_figure(tmp_path: Path) -> None:
     found = loaded.find("waiting", "delay", "one", waiters=1)
     assert found is not None
     assert (found.p50, found.p99, found.longest) == (2.0, 4.0, 300.0)
+
+
+def test_targets_tell_what_was_not_measured() -> None:
+    """A figure that is missing is no figure that is met."""
+    rows = [target.row(Records()) for target in TARGETS]
+
+    assert {verdict for *_, verdict in rows} == {"not measured"}
+
+
+def test_recorded_run_is_what_the_docs_show(tmp_path: Path) -> None:
+    """The tables of the docs are those of the recorded run, to the letter."""
+    for package in ("matplotlib", "pgqueuer", "procrastinate", "saq"):
+        pytest.importorskip(package)
+    report = import_module(".report", __package__)
+    report.write(load(DOCS / "recorded.json"), tmp_path)
+
+    for path in tmp_path.glob("*.md"):
+        assert path.read_text() == (DOCS / path.name).read_text()

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,20 +15,21 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from celery import Celery, signals, states
+from billiard import Process
+from celery import Celery, states
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.database import DatabaseBackend
-from celery.concurrency.prefork import TaskPool
-from celery.concurrency.solo import TaskPool as SoloPool
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 from celery.exceptions import BackendStoreError
+from click.testing import CliRunner
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from psycopg.rows import dict_row
 
 from aioabort import AbortableTask, AbortClient, ResultTooLarge
 from aioabort.backend import encoding
 from aioabort.backend.backend import PostgresBackend
+from aioabort.cli.group import main
 from aioabort.worker.agent import stop_agents
 from tests.integration.conftest import Network
 
@@ -514,6 +516,20 @@ async def test_lost_connection_in_the_middle_of_a_store(
     assert row_of(dsn, "task")["status"] == "SUCCESS"
 
 
+async def test_connection_that_goes_silent(
+    network: Network, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement without an answer in time is repeated on another connection."""
+    monkeypatch.setattr("aioabort.postgres.results.STATEMENT_TIMEOUT", 0.3)
+    ours = make_backend("aioabort", network.dsn)
+    await asyncio.to_thread(ours.store_result, "before", 1, "SUCCESS")
+    network.freeze()
+    await asyncio.to_thread(ours.store_result, "task", 1, "SUCCESS")
+
+    assert await asyncio.to_thread(ours.get_result, "task") == 1
+    assert network.connections >= 2
+
+
 async def test_server_that_stays_away(
     network: Network, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -642,11 +658,11 @@ async def test_aborted_before_the_start(
 @pytest.fixture
 def main_process() -> Iterator[None]:
     """This is the main process of a prefork pool."""
-    worker = SimpleNamespace(pool_cls=TaskPool)
-    signals.celeryd_after_setup.send("worker@host", instance=worker)
+    child = Process(target=time.sleep, args=(60,), name="ForkPoolWorker-1", daemon=True)
+    child.start()
     yield
-    worker.pool_cls = SoloPool
-    signals.celeryd_after_setup.send("worker@host", instance=worker)
+    child.terminate()
+    child.join()
 
 
 @pytest.mark.usefixtures("main_process")
@@ -659,3 +675,26 @@ def test_main_process_keeps_nothing(ours: Any, dsn: str) -> None:
     assert threading.active_count() == threads
     count = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
     assert len(rows(dsn, count)) == 1
+
+
+def init_db(app: Celery, *arguments: str) -> str:
+    context = SimpleNamespace(app=app)
+    result = CliRunner().invoke(main, ["init-db", *arguments], obj=context)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("is_printed", [True, False])
+def test_tables_that_an_administrator_creates(
+    make_backend: Callable[..., Any], empty_dsn: str, dsn: str, is_printed: bool
+) -> None:
+    """``init-db`` creates all tables, or prints how, for a role that may not."""
+    ours = make_backend("aioabort", empty_dsn, aioabort_create_tables=False)
+    if is_printed:
+        rows(empty_dsn, init_db(ours.app, "--sql"))
+    else:
+        init_db(ours.app)
+    ours.store_result("task", 1, "SUCCESS")
+
+    for statement in CATALOGUE.values():
+        assert rows(empty_dsn, statement) == rows(dsn, statement)

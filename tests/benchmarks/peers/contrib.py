@@ -21,6 +21,7 @@ from ..place import Place, make_app
 from ..workers import celery_worker
 from .stoppers import Named, Stopper, until_dead
 
+NAME = "celery.contrib.abortable"
 POOLED = "celery.contrib.abortable, pooled engine"
 DEFAULT = "celery.contrib.abortable, default engine"
 #: Whether the engine pools, by name.
@@ -113,9 +114,7 @@ async def stoppers(
 ) -> AsyncGenerator[list[Stopper]]:
     """Run a worker of *pool*."""
     async with celery_worker(place, board, dsn, pool, 2) as worker:
-        found: list[Stopper] = [
-            Aborting("celery.contrib.abortable", pool, "checks in a loop", worker.app)
-        ]
+        found: list[Stopper] = [Aborting(NAME, pool, "checks in a loop", worker.app)]
         # Revoking needs a broker that broadcasts, and a pool of processes.
         if pool == "prefork" and place.broker["broker_url"].startswith("redis"):
             body = "time.sleep(60), killed"

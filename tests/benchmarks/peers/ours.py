@@ -18,6 +18,15 @@ from .stoppers import Named, Stopper
 NOTIFIED = "aioabort"
 POLLED = "aioabort, polling alone"
 
+#: What is told of a body, by the name of its task.
+BODIES = {
+    "loop": "checks in a loop",
+    "wait": "token.wait()",
+    "coroutine": "coroutine",
+    "sleep": "time.sleep(60), raise mode",
+    "crowd": "500 coroutines, one bulk request",
+}
+
 
 @asynccontextmanager
 async def open_client(dsn: str, *, notify: bool = True) -> AsyncGenerator[AbortClient]:
@@ -68,10 +77,10 @@ async def stoppers(
     place: Place, board: Board, dsn: str, pool: str
 ) -> AsyncGenerator[list[Stopper]]:
     """Run two workers of *pool*: one is notified, and one polls."""
-    bodies = {"loop": "checks in a loop", "wait": "token.wait()"}
-    bodies["coroutine"] = "coroutine"
+    names = ["loop", "wait", "coroutine"]
     if pool == "prefork":
-        bodies["sleep"] = "time.sleep(60), raise mode"
+        # No thread but the main one can be woken from its sleep.
+        names.append("sleep")
     async with (
         celery_worker(place, board, dsn, pool, 2) as worker,
         celery_worker(place, board, dsn, pool, 2, aioabort_notify=False) as polling,
@@ -79,8 +88,10 @@ async def stoppers(
     ):
         yield [
             *(
-                Aborting(NOTIFIED, pool, text, client, worker.app, f"ours.{body}")
-                for body, text in bodies.items()
+                Aborting(
+                    NOTIFIED, pool, BODIES[name], client, worker.app, f"ours.{name}"
+                )
+                for name in names
             ),
-            Aborting(POLLED, pool, bodies["loop"], client, polling.app, "ours.loop"),
+            Aborting(POLLED, pool, BODIES["loop"], client, polling.app, "ours.loop"),
         ]

@@ -22,6 +22,7 @@ from ..workers import program, until_marked
 from .stoppers import Named, Stopper
 
 NAME = "pgqueuer"
+CHECK = "pgqueuer: scope.cancel_called"
 CHECKS = 20_000
 
 

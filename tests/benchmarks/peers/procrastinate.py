@@ -19,6 +19,7 @@ from ..workers import program, until_marked
 from .stoppers import Named, Stopper
 
 NAME = "procrastinate"
+CHECK = "procrastinate: context.should_abort()"
 CHECKS = 20_000
 
 

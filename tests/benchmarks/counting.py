@@ -1,0 +1,20 @@
+"""How often a worker's process asks PostgreSQL, by its own count."""
+
+from functools import cache
+from typing import Any
+
+from aioabort.postgres.connection import Link
+
+
+@cache
+def count_statements() -> list[str]:
+    """Return a list that gets every statement of this process's agents."""
+    statements: list[str] = []
+    fetch = Link.fetch
+
+    async def counted(self: Link, query: str, *args: Any) -> Any:
+        statements.append(query)
+        return await fetch(self, query, *args)
+
+    Link.fetch = counted  # type: ignore[method-assign]
+    return statements
