@@ -11,8 +11,10 @@ from uuid import uuid4
 
 import asyncpg
 from celery import Celery
+from celery.utils.nodenames import default_nodename
 
 from .marks import open_board
+from .peers import limit
 from .place import Place, backend_url
 from .workers import Worker, celery_worker
 
@@ -28,12 +30,19 @@ URLS: dict[str, Callable[[str], str]] = {
 #: Calls in a row, before it is the other's turn.
 TURN = 50
 
+#: Seconds that a worker may take for all of its tasks.
+BOUND = 120.0
+
 THREADS = 4
 #: The pool, and how many tasks it runs at once.
 POOLS = {"prefork": 2, "threads": THREADS}
 
 #: Of a database; complete when all its connections are closed.
 SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+COMMIT = """
+    INSERT INTO celery_taskmeta (id, task_id, status, result, date_done)
+    VALUES (nextval('task_id_sequence'), $1, 'SUCCESS', '1', localtimestamp)
+"""
 FINISHED = "SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'"
 
 Times = dict[tuple[str, str], list[float]]
@@ -54,13 +63,16 @@ async def _calls(place: Place, dsns: dict[str, str], pool: str) -> None:
     """Measure what a call takes in a process of the pool, and what it connects."""
     before = {name: await _ask(dsn, SESSIONS) for name, dsn in dsns.items()}
     turns = place.pick(20, 5)
+    await _limit(place, dsns[OURS], pool)
     times = await asyncio.to_thread(_in_child, dsns, pool, turns)
+    await _limit(place, dsns[OURS], pool)
     await asyncio.sleep(0.5)
     for (name, call), values in times.items():
         place.records.add(SUBJECT, call, name, values, pool=pool)
     for name, dsn in dsns.items():
         # Those that ask do not count.
-        sessions = await _ask(dsn, SESSIONS) - before[name] - 1
+        own = 1 + (name == OURS) * 2
+        sessions = await _ask(dsn, SESSIONS) - before[name] - own
         place.records.add(
             *(SUBJECT, "connections a call", name),
             [
@@ -74,6 +86,19 @@ async def _calls(place: Place, dsns: dict[str, str], pool: str) -> None:
             unit="",
             pool=pool,
         )
+
+
+async def _limit(place: Place, dsn: str, pool: str) -> None:
+    """Measure what PostgreSQL and asyncpg take to commit a row, without a backend."""
+    connection = await asyncpg.connect(dsn)
+    values = []
+    for _ in range(TURN):
+        start = time.perf_counter()
+        await connection.execute(COMMIT, str(uuid4()))
+        values.append(time.perf_counter() - start)
+    await connection.close()
+    measure = "store_result(SUCCESS)"
+    place.records.add(SUBJECT, measure, limit.COMMIT, values, pool=pool)
 
 
 def _in_child(dsns: dict[str, str], pool: str, turns: int) -> Times:
@@ -156,8 +181,9 @@ async def _rate(place: Place, url: str, dsn: str, pool: str, tasks: int) -> floa
         connection = await asyncpg.connect(dsn)
         start = time.perf_counter()
         await asyncio.to_thread(_consume, worker)
-        while await connection.fetchval(FINISHED) < before + tasks:
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(BOUND):
+            while await connection.fetchval(FINISHED) < before + tasks:
+                await asyncio.sleep(0.02)
         took = time.perf_counter() - start
         await connection.close()
     return tasks / took
@@ -167,14 +193,16 @@ def _publish(worker: Worker, tasks: int) -> None:
     """Have the tasks wait in the queue, before the worker takes the first of them."""
     app = worker.app
     queue = app.conf.task_default_queue
-    app.control.cancel_consumer(queue, reply=True, timeout=5, limit=1)
+    # To this worker only: others at the same broker would take our tasks.
+    app.control.cancel_consumer(queue, [default_nodename(queue)], reply=True, timeout=5)
     for _ in range(tasks):
         app.send_task("plain.noop")
 
 
 def _consume(worker: Worker) -> None:
     app = worker.app
-    app.control.add_consumer(app.conf.task_default_queue)
+    queue = app.conf.task_default_queue
+    app.control.add_consumer(queue, destination=[default_nodename(queue)])
 
 
 async def _ask(dsn: str, question: str) -> int:

@@ -122,7 +122,8 @@ async def run_round(
 
     The requests are made through *client_app*, or as the first of the workers would.
     *share* of the usual load is what they can take, of the *kinds*, and *cleaning* of
-    the tasks take their time to end. *loses_results*: as Celery may.
+    the tasks take their time to end. *loses_results*: as Celery
+    may, or it stores those of two deliveries of a task.
     """
     workers = arena.workers if workers is None else workers
     size, start = arena.size, clock()

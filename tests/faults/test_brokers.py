@@ -22,7 +22,7 @@ async def test_redis_restarts(arena: Arena) -> None:
         await anyio.sleep(seconds)
         await arena.redis.start()
 
-    await run_round(arena, "Redis restarted", inject)
+    await run_round(arena, "Redis restarted", inject, loses_results=True)
 
 
 async def test_rabbitmq_connections_closed(arena: Arena) -> None:
@@ -45,7 +45,12 @@ async def test_rabbitmq_connections_closed(arena: Arena) -> None:
 
         try:
             await run_round(
-                arena, "RabbitMQ's connections closed", inject, [worker], share=0.6
+                arena,
+                "RabbitMQ's connections closed",
+                inject,
+                [worker],
+                share=0.6,
+                loses_results=True,
             )
         finally:
             await worker.stop()

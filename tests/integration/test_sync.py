@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -59,6 +59,14 @@ except TimeoutError:
     print(beats > 10)
 print([sync.snapshot("one").state for _ in range(3)])
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_loop_left_behind() -> Iterator[None]:
+    """A client left there would tell the metrics of later tests that it is cut off."""
+    yield
+    sync._stop()
+    sync._background = None
 
 
 def background_threads() -> list[str]:
