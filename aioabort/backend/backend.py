@@ -1,5 +1,6 @@
 """The result backend: Celery's interface, Celery's tables, and one statement a call."""
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +11,7 @@ from celery import states
 from celery.backends.base import BaseBackend
 from celery.exceptions import ImproperlyConfigured
 from celery.result import result_from_tuple
-from celery.utils.time import maybe_timedelta
+from celery.utils.time import get_exponential_backoff_interval, maybe_timedelta
 
 from aioabort.backend import encoding
 from aioabort.backend.calls import agent_at
@@ -24,6 +25,9 @@ from aioabort.worker.token import current
 
 #: As with Celery's database backend, unless the settings say otherwise.
 MAX_RETRIES = 3
+
+#: Before 5.7, Celery tries again only to store a result and to read one.
+RETRIES_ALL = hasattr(BaseBackend, "_ensure_retryable")
 
 T = TypeVar("T")
 
@@ -43,6 +47,8 @@ class PostgresBackend(BaseBackend):
     always_retry: Any
     thread_safe: Any
     max_retries: Any
+    base_sleep_between_retries_ms: Any
+    max_sleep_between_retries_ms: Any
     expires: Any
     url: Any
 
@@ -116,15 +122,15 @@ class PostgresBackend(BaseBackend):
         return encoding.to_meta(self, row)
 
     def _forget(self, task_id: str) -> None:
-        self._on_results(lambda tables: tables.forget(str(task_id)))
+        self._retried(lambda tables: tables.forget(str(task_id)))
 
     def _save_group(self, group_id: str, result: T) -> T:
         payload = encoding.encode_group(self, result)
-        self._on_results(lambda tables: tables.save_group(str(group_id), payload))
+        self._retried(lambda tables: tables.save_group(str(group_id), payload))
         return result
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
-        row = self._on_results(lambda tables: tables.restore_group(str(group_id)))
+        row = self._retried(lambda tables: tables.restore_group(str(group_id)))
         if row is None:
             return None
         value = encoding.decode_result(self, row["result"])
@@ -132,7 +138,7 @@ class PostgresBackend(BaseBackend):
         return row | {"result": group}
 
     def _delete_group(self, group_id: str) -> None:
-        self._on_results(lambda tables: tables.delete_group(str(group_id)))
+        self._retried(lambda tables: tables.delete_group(str(group_id)))
 
     def _decode_stored_result(self, payload: bytes | None) -> Any:
         return encoding.decode_result(self, payload)
@@ -141,10 +147,27 @@ class PostgresBackend(BaseBackend):
         with agent_at(self._settings, self.app) as agent:
             return agent.on_results(act)
 
+    def _retried(self, act: Callable[[ResultTables], Awaitable[T]]) -> T:
+        """For what Celery itself tries again, if it is not too old for that."""
+        return self._on_results(act) if RETRIES_ALL else self._retrying(act)
+
     def _retrying(self, act: Callable[[ResultTables], Awaitable[T]]) -> T:
-        celerys: Any = self
-        result: T = celerys._ensure_retryable(self._on_results, act)
-        return result
+        """For what Celery leaves to its backends to try again."""
+        retries = 0
+        while True:
+            try:
+                return self._on_results(act)
+            except StoreUnavailable:
+                if not self.always_retry or retries >= self.max_retries:
+                    raise
+            retries += 1
+            milliseconds = get_exponential_backoff_interval(
+                self.base_sleep_between_retries_ms,
+                retries,
+                self.max_sleep_between_retries_ms,
+                full_jitter=True,
+            )
+            time.sleep(milliseconds / 1000)
 
     @cached_property
     def _settings(self) -> Settings:

@@ -88,7 +88,7 @@ def pending(task_id: str) -> dict[str, Any]:
     }
 
 
-def encode_group(backend: Any, result: Any) -> bytes:
+def encode_group(backend: Any, result: Any) -> bytes | None:
     """Return a group as its column has it."""
     return _encode(backend, result if PICKLES else backend.prepare_value(result))
 
@@ -113,9 +113,9 @@ def decode_result(backend: Any, payload: bytes | None) -> Any:
         return pickle.loads(payload)  # noqa: S301 - as Celery does
 
 
-def _encode(backend: Any, value: object) -> bytes:
+def _encode(backend: Any, value: object) -> bytes | None:
     if PICKLES:
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return None if value is None else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     encoded: bytes = ensure_bytes(backend.encode(value))
     return encoded
 

@@ -128,7 +128,7 @@ class ResultTables:
         """Delete what is stored of the task."""
         await self._fetch(self._forget, task_id)
 
-    async def save_group(self, group_id: str, result: bytes) -> None:
+    async def save_group(self, group_id: str, result: bytes | None) -> None:
         """Store a group, encoded."""
         await self._fetch(self._save_group, group_id, result)
 

@@ -247,12 +247,12 @@ async def test_all_of_a_chain_is_aborted(
 
 
 async def test_all_of_a_chord_is_aborted(
-    client: AbortClient, step: Callable[..., Any]
+    app: Celery, client: AbortClient, step: Callable[..., Any]
 ) -> None:
     """The header, chains in it, and each task of the body."""
-    result = await client.send(
-        chord([chain(step(1), step(2)), step(3)], chain(step(4), step(5)))
-    )
+    header = [chain(step(1), step(2)), step(3)]
+    # Before 5.7, a chord does not ask the tasks of a chain for their app.
+    result = await client.send(chord(header, chain(step(4), step(5)), app=app))
     receipt = await client.abort(result)
     assert receipt.is_requested
     assert len(receipt.before) == 4
@@ -295,7 +295,8 @@ async def test_results_that_celery_restores_are_aborted_whole(
         return result_from_tuple(sent.as_tuple(), app)
 
     result = await to_thread.run_sync(restored)
-    assert not isinstance(result[0], AbortableAsyncResult)
+    # Before 5.7, Celery saves a group as a pickle, which keeps its classes.
+    assert way == "saved" or not isinstance(result[0], AbortableAsyncResult)
     receipts = await client.abort(result)
     assert [bare(receipt) for receipt in receipts] == [
         (member.id, "requested") for member in sent

@@ -58,7 +58,7 @@ async def test_a_group_has_a_list_of_values(app: Celery, client: AbortClient) ->
     ids = [f"task {number}" for number in range(5)]
     for number, task_id in enumerate(ids):
         await end(app, task_id, number)
-    results = [AsyncResult[Any](task_id, app=app) for task_id in ids]
+    results: list[AsyncResult[Any]] = [AsyncResult(task_id, app=app) for task_id in ids]
     inner = GroupResult("inner", results[2:4])
     outer: Any = GroupResult("outer", [results[1], inner])
     with fail_after(10):

@@ -31,7 +31,7 @@ from aioabort import (
 )
 from aioabort.postgres.store import Store
 from tests.integration.conftest import Network
-from tests.integration.steps import are_awaited, end, waiting_for
+from tests.integration.steps import are_awaited, end, until, waiting_for
 
 MakeApp = Callable[..., Celery]
 
@@ -446,6 +446,7 @@ async def test_a_listener_that_was_ended_listens_again(
     app = make_app(dsn, aioabort_poll_interval=5.0)
     async with AbortClient(app) as client:
         waiting = await waiting_for(client, task_id)
+        await until(lambda: client.health().mode == "notify")
         ended = await database.fetchval(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND query LIKE 'LISTEN%'"

@@ -23,7 +23,7 @@ from aioabort import (
     WrongLoop,
 )
 from aioabort.dsn import parse_dsn
-from aioabort.postgres.connection import new_connection
+from aioabort.postgres.connection import connect, new_connection
 from tests.integration.conftest import Network
 from tests.integration.steps import end, until, waiting_for
 
@@ -291,3 +291,28 @@ async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
     with fail_after(10):
         while await database.fetchval(OURS):
             await sleep(0.01)
+
+
+@pytest.mark.parametrize("cancelled", [1, 2])
+async def test_cancelled_statements_end_no_other(
+    network: Network, cancelled: int
+) -> None:
+    """While the server does not answer to a cancellation, the next statement times out.
+
+    So does one that waits behind another that was cancelled while it waited.
+    """
+    async with connect(parse_dsn(network.dsn, setting="dsn")) as link:
+        await link.fetch("SELECT 1")
+        network.freeze()
+        for _ in range(cancelled):
+            statement = asyncio.create_task(link.fetch("SELECT 1"))
+            await anyio.lowlevel.checkpoint()
+            statement.cancel()
+            await asyncio.wait([statement])
+            assert statement.cancelled()
+        next_one = asyncio.create_task(link.fetch("SELECT 1", timeout=0.1))
+        with fail_after(10):
+            await asyncio.wait([next_one])
+        assert isinstance(next_one.exception(), OSError | asyncpg.InterfaceError)
+    transport = link.connection._transport  # type: ignore[attr-defined]
+    assert transport.is_closing()

@@ -106,7 +106,9 @@ def test_the_verbs(app: Celery, task_id: str) -> None:
 
 def test_many_are_aborted(app: Celery) -> None:
     """A group and a list are known by the app of their results."""
-    results = [AsyncResult[Any](str(uuid4()), app=app) for _ in range(3)]
+    results: list[AsyncResult[Any]] = [
+        AsyncResult(str(uuid4()), app=app) for _ in range(3)
+    ]
     receipts = sync.abort(GroupResult("group", results[:2]))
     assert [receipt.answer for receipt in receipts] == ["requested"] * 2
     receipts = sync.abort([results[0].id, results[1], results[2]])
