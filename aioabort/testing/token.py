@@ -33,6 +33,9 @@ class Nobody:
     def end(self, run: Run) -> None:
         """Report nothing."""
 
+    def end_now(self, run: Run) -> None:
+        """Report nothing."""
+
 
 class ControlledToken(Run):
     """The token of a run that no worker holds; it counts how often the task looks."""

@@ -74,10 +74,13 @@ class Agent:
                 run.task_id,
             )
 
-    def look_again(self, run: Run) -> None:
-        """Refresh the state of *run*, if PostgreSQL can be asked."""
+    def look_again(self, run: Run) -> TaskRow | None:
+        """Refresh the state of *run* by what is returned, if PostgreSQL can be asked."""
         with suppress(StoreError):
-            run.observe(self.ask(run.task_id))
+            row = self.ask(run.task_id)
+            run.observe(row)
+            return row
+        return None
 
     def saw(self, run: Run) -> None:
         """Record that the task noticed its request, soon; returns at once."""
@@ -86,6 +89,14 @@ class Agent:
     def end(self, run: Run) -> None:
         """Stop watching *run* and report its end, soon; returns at once."""
         self._report(self._monitor.end, run)
+
+    def end_now(self, run: Run) -> None:
+        """Stop watching *run* and have its end reported, if PostgreSQL can be asked.
+
+        If it cannot be, that is done as soon as it can.
+        """
+        with suppress(StoreError):
+            self._call(partial(self._monitor.end_now, run))
 
     def ask(self, task_id: str) -> TaskRow | None:
         """Return what PostgreSQL knows of a request for *task_id*.

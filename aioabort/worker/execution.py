@@ -27,6 +27,7 @@ from aioabort.worker.agent import agent_for
 from aioabort.worker.coroutines import run_coroutine
 from aioabort.worker.finish import finish_aborted
 from aioabort.worker.interrupt import interruption
+from aioabort.worker.overtaken import after_retry, end_retry
 from aioabort.worker.run import Run
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -209,7 +210,9 @@ def _stores_start(task: "Task[..., Any]", request: Context) -> bool:
     return is_stored and getattr(task.backend, "asks_at_start", False)
 
 
-def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
+def _end(
+    sender: "Task[..., Any]", task_id: str, state: str | None, **_: object
+) -> None:
     """End the run that Celery is done with: its result is stored, if it has one."""
     run = token.current.get()
     if isinstance(run, Run) and run.task_id == task_id and not run.has_ended:
@@ -217,12 +220,22 @@ def _end(sender: object, task_id: str, state: str | None, **_: object) -> None:
         token.lend(run.outer)
         run.end(state)
         if run.is_watched:
-            run.supervisor.end(run)
+            _end_watch(sender, run, state)
         _unsettled.set(run if run.outcome is None else None)
         if run.aborted and run.outcome is not None:
             task_aborted.send(
                 sender, task_id=task_id, request=run.request, outcome=run.outcome
             )
+
+
+def _end_watch(task: "Task[..., Any]", run: Run, state: str | None) -> None:
+    request = task.request_stack.top
+    if run.honoured and run.outcome == "aborted" and request.retries:
+        end_retry(task, request, run)
+        return
+    run.supervisor.end(run)
+    if state == states.RETRY:
+        after_retry(task, request, run)
 
 
 def _end_internally(task_id: str, **_: object) -> None:

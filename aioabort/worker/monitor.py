@@ -82,6 +82,15 @@ class Monitor:
         else:
             self._watcher.defer(run.task_id)
 
+    async def end_now(self, run: Run) -> None:
+        """Do all that the end of *run* asks for; raises StoreError if that has to wait."""
+        self.end(run)
+        if self._connectivity.trouble is not None:
+            raise self._connectivity.trouble
+        store = await self._connected_store()
+        await self._look(store, [run.task_id])
+        await self._reports.send(store)
+
     def saw(self, run: Run) -> None:
         """Record that the task noticed its request."""
         self._reports.seen(run)

@@ -26,14 +26,17 @@ class Supervisor(Protocol):
     def wait_for_look(self, run: "Run") -> None:
         """Return when it is known whether *run* was asked to stop."""
 
-    def look_again(self, run: "Run") -> None:
-        """Refresh the state of *run*, if PostgreSQL can be asked."""
+    def look_again(self, run: "Run") -> TaskRow | None:
+        """Refresh the state of *run* by what is returned, if PostgreSQL can be asked."""
 
     def saw(self, run: "Run") -> None:
         """Record that the task noticed its request."""
 
     def end(self, run: "Run") -> None:
         """Stop watching *run* and report its end."""
+
+    def end_now(self, run: "Run") -> None:
+        """Do so before this returns, if PostgreSQL can be asked."""
 
 
 class Run(AbortToken):

@@ -25,6 +25,9 @@ BOUND = 15.0
 #: Seconds within which everything must have ended after the fault.
 SETTLED = 60.0
 
+#: Seconds after which it is tried again to publish a task.
+PUBLISHING = 5.0
+
 #: Injects a fault, holds it for so many seconds, and heals it.
 Inject = Callable[[float], Awaitable[None]]
 
@@ -102,6 +105,11 @@ class Arena:
         """Return an app that publishes to *worker* and keeps results where it does."""
         app = Celery(worker.name, set_as_current=False)
         app.conf.update(worker.conf)
+        if app.conf.broker_url.startswith("redis:"):
+            # kombu sets none: to publish while Redis goes away may take for ever.
+            options = app.conf.broker_transport_options
+            bounded = {"socket_timeout": PUBLISHING}
+            app.conf.broker_transport_options = options | bounded
         return app
 
 

@@ -67,7 +67,7 @@ class Supervisor:
     def __init__(self, monitor: Monitor) -> None:
         self.begin = monitor.begin
         self.saw = monitor.saw
-        self.end = monitor.end
+        self.end = self.end_now = monitor.end
 
     def wait_for_look(self, run: Run) -> None:
         """Do nothing: the machine looks."""

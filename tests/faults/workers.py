@@ -8,8 +8,9 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
+import anyio
 from celery import Celery
 
 from .postgres import celery_url
@@ -22,6 +23,9 @@ WARM, COLD = signal.SIGTERM, signal.SIGQUIT
 
 #: aioabort's own settings, in seconds.
 POLL_INTERVAL = 1.0
+
+#: Seconds between two looks whether a worker has ended.
+RESTART_PAUSE = 0.2
 
 SETTINGS: dict[str, Any] = {
     "aioabort_poll_interval": POLL_INTERVAL,
@@ -172,6 +176,14 @@ class Worker:
             return mark in self._place.diary.ready
 
         await becomes_true(is_ready, 60)
+
+    async def keep_alive(self) -> Never:
+        """Start it again whenever it has ended by itself, as an init system does."""
+        while True:
+            process = self._process
+            if process is not None and process.poll() is not None:
+                await self.start()
+            await anyio.sleep(RESTART_PAUSE)
 
     async def stop(self, how: int = WARM, bound: float = 60.0) -> None:
         """Stop it, and wait for its end."""

@@ -40,6 +40,9 @@ class Listener:
     def end(self, run: Run) -> None:
         """Do nothing."""
 
+    def end_now(self, run: Run) -> None:
+        """Do nothing."""
+
 
 def new_run(*, redelivered: bool = False) -> Run:
     delivery = {"redelivered": redelivered}
