@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Executor
@@ -73,6 +74,12 @@ def start(target: Act, name: str) -> Event:
         run = partial(_run, target, ended)
         threading.Thread(target=run, name=name, daemon=True).start()
     return ended
+
+
+def sleep(seconds: float) -> None:
+    """Have a real thread sleep, with nothing open that a fork would share."""
+    pause = _original("time", "sleep") if are_green() else time.sleep
+    pause(seconds)
 
 
 def starter(name: str) -> Callable[[Act], None]:

@@ -2,7 +2,8 @@
 
 A child that was killed reports nothing, and what Celery revokes or lets expire before
 its body has no child. The main process forks children at any time, so it keeps neither
-a thread nor a connection: each lives as long as there is something to record.
+a thread nor a connection: each lives as long as there is something to record. While
+PostgreSQL is away there is the thread only, which sleeps and holds nothing open.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from celery.app.task import Context
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort import threads
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres.connection import connect
 from aioabort.postgres.store import Store, open_store
 from aioabort.records import AbortRequest, Outcome
@@ -28,6 +29,12 @@ from aioabort.worker.workflow import end_what_follows
 
 #: How long the end of the worker may be held up by what is still to be recorded.
 STOP_TIMEOUT = 0.2
+
+#: Ends that are kept while PostgreSQL is away: the latest.
+MOST_ENDS = 10_000
+
+#: Seconds between two tries: doubled after each, up to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 #: ``failed`` counts as ``too_late`` if the task had not seen its request.
 KnownOutcome = Literal["aborted", "failed", "too_late", "killed"]
@@ -58,7 +65,7 @@ class End:
 for _name in ("anyio._backends._asyncio", "encodings.idna"):
     import_module(_name)
 
-_ends: deque[End] = deque()
+_ends: deque[End] = deque(maxlen=MOST_ENDS)
 _recording: threads.Event | None = None
 _lock = threads.RLock()
 
@@ -73,21 +80,40 @@ def record_end(end: End) -> None:
 
 
 def _record_all() -> None:
+    pause = FIRST_PAUSE
     while ends := _next_ends():
-        app = ends[0].app
         try:
-            with asyncio.Runner(loop_factory=threads.new_event_loop) as runner:
-                runner.run(_record(app, ends))
-        except ImproperlyConfigured:
-            pass  # told by whoever runs a task
-        except StoreError as error:
-            logger.warning(
-                "aioabort worker: how %d tasks ended is not recorded: %s",
-                len(ends),
-                error,
-            )
-        except Exception:
-            logger.exception("aioabort worker: how tasks ended is not recorded")
+            _record_now(ends)
+        except StoreUnavailable as error:
+            if pause == FIRST_PAUSE:
+                logger.warning(
+                    "aioabort worker: how %d tasks ended is not recorded yet: %s",
+                    len(ends),
+                    error,
+                )
+            with _lock:
+                _ends.extend(ends)
+            threads.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+        else:
+            pause = FIRST_PAUSE
+
+
+def _record_now(ends: Sequence[End]) -> None:
+    """Record *ends*, of one app; raises StoreUnavailable if that may succeed later."""
+    try:
+        with asyncio.Runner(loop_factory=threads.new_event_loop) as runner:
+            runner.run(_record(ends[0].app, ends))
+    except ImproperlyConfigured:
+        pass  # told by whoever runs a task
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        logger.warning(
+            "aioabort worker: how %d tasks ended is not recorded: %s", len(ends), error
+        )
+    except Exception:
+        logger.exception("aioabort worker: how tasks ended is not recorded")
 
 
 def _next_ends() -> list[End]:

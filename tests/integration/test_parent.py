@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable
 
-from anyio import run_process
+from anyio import fail_after, open_process
 
 from aioabort import AbortClient
+from tests.integration.conftest import Network
+from tests.integration.steps import BOUND
 
 RECORD = """
 import sys
@@ -15,6 +17,7 @@ from aioabort import AbortableTask
 from aioabort.worker import parent
 
 app = Celery("main", broker="memory://", backend=sys.argv[1])
+app.conf.aioabort_dsn = sys.argv[2]
 
 @app.task(base=AbortableTask)
 def task(): ...
@@ -33,14 +36,27 @@ async def test_recording_imports_nothing(
 ) -> None:
     """A child that is forked at any moment can do what the thread was doing.
 
+    Not even when PostgreSQL was away at first.
+
     Closes: the thread imports a module for the first time | fork | the child's agent
     needs the module, and waits for the lock of an import that nobody will end
     """
+    network = Network(dsn)
+    await network.mend()
+    await network.cut()
     await client.abort("killed")
-    command = [sys.executable, "-c", RECORD, celery_url(dsn)]
-    done = await run_process(command, stderr=None)
+    command = [sys.executable, "-c", RECORD, celery_url(dsn), network.dsn]
+    with fail_after(BOUND):
+        async with await open_process(command) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            async for told in process.stderr:
+                if b"not recorded yet" in told:
+                    break
+            await network.mend()
+            assert await process.stdout.receive() == b"[]\n"
+    await network.cut()
 
-    assert done.stdout == b"[]\n"
     request = (await client.snapshot("killed")).request
     assert request is not None
     assert request.outcome == "killed"

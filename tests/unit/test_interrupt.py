@@ -113,6 +113,12 @@ def test_aborts_round_the_end_of_short_bodies(
 ) -> None:
     """No exception ever reaches what comes after the body."""
     ends = {"aborted": 0, "returned": 0, "after": 0}
+    rounds = 0
+
+    def is_enough() -> bool:
+        """Whether both ends happen: on a busy machine, the aborter is late for most."""
+        both = min(ends["aborted"], ends["returned"]) > ROUNDS / 100
+        return (rounds >= ROUNDS and both) or rounds >= 50 * ROUNDS
 
     def one() -> None:
         token = AbortToken("id")
@@ -126,7 +132,9 @@ def test_aborts_round_the_end_of_short_bodies(
         ends[end] += 1
 
     def many() -> None:
-        for _ in range(ROUNDS):
+        nonlocal rounds
+        while not is_enough():
+            rounds += 1
             try:
                 one()
                 # Here, Celery's own code and the next task would be.
