@@ -12,6 +12,7 @@ from anyio import to_thread
 from celery import Celery, chain, chord, group
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 from celery.exceptions import TaskRevokedError
+from celery.result import result_from_tuple
 
 from aioabort import TaskAborted
 
@@ -169,7 +170,8 @@ async def test_group_that_is_saved(stage: Stage) -> None:
     app = stage.worker.app
     restored = await to_thread.run_sync(app.GroupResult.restore, sent.id)
 
-    assert await get(restored) == [0, 2, 4]
+    # Before 5.7, Celery pickles it, and what it restores is the current app's.
+    assert await get(result_from_tuple(restored.as_tuple(), app)) == [0, 2, 4]
 
 
 def threads_of(worker: Worker) -> int:

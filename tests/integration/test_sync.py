@@ -79,7 +79,8 @@ def run(
     """Return what a process of its own prints."""
     code = PROGRAM.format(first=first) + program
     done = subprocess.run(
-        [sys.executable, "-c", code, celery_url(dsn)],
+        # From 3.12 on, Python warns of a fork beside threads.
+        [sys.executable, "-W", "ignore:This process", "-c", code, celery_url(dsn)],
         check=False,
         capture_output=True,
         text=True,
