@@ -39,7 +39,7 @@ class Connections:
             check_pool(pool)
         self.hub: Hub = Hub(settings.poll_interval)
         #: For workers, sent while these are open.
-        self.hints: Hints = Hints()
+        self.hints: Hints = Hints(settings.poll_interval)
         self._app = app
         self._settings = settings
         self._pool = pool

@@ -89,24 +89,31 @@ class Network:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        # What was aborted is closed in the loop's next turn.
+        await asyncio.sleep(0)
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        ends = [writer]
         try:
-            far = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await asyncio.open_connection(
+                "127.0.0.1", self._target
+            )
+            ends.append(far_writer)
+            pair = (writer, far_writer)
+            self._pairs.add(pair)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(reader, far_writer))
+                    group.create_task(self._pump(far_reader, writer))
+            finally:
+                self._pairs.discard(pair)
         except OSError:
-            writer.transport.abort()
-            return
-        pair = (writer, far[1])
-        self._pairs.add(pair)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, far[1]))
-                group.create_task(self._pump(far[0], writer))
+            pass  # nobody listens at the target
         finally:
-            self._pairs.discard(pair)
-            for end in pair:
+            # However it ends: it may be cancelled before it has reached the target.
+            for end in ends:
                 end.transport.abort()
 
     async def _pump(

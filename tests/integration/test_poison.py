@@ -11,7 +11,7 @@ from celery import Celery
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 
-from aioabort import AbortableTask, current_token
+from aioabort import AbortableTask, AbortClient, current_token
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
@@ -111,3 +111,24 @@ async def test_a_notification_that_is_refused(
     await until(lambda: running.aborted)
 
     assert "trying again" not in caplog.text
+
+
+async def test_workers_are_told_when_notifications_work_again(
+    dsn: str,
+    make_app: MakeApp,
+    database: "asyncpg.Connection[Any]",
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A hint that could not be sent is sent again, and the worker need not poll.
+
+    NOTIFY fails | requested | it works again | the task sees the request
+    """
+    caplog.set_level(logging.DEBUG, "aioabort")
+    never_polled = make_app(dsn, aioabort_poll_interval=3_600.0)
+    run = await to_thread.run_sync(start_run, never_polled)
+    await database.execute(REFUSE_TO_NOTIFY)
+    async with AbortClient(make_app(dsn, aioabort_poll_interval=0.05)) as client:
+        assert (await client.abort(run.task_id)).answer == "requested"
+        await until(lambda: "client: no notification was sent" in caplog.text)
+        await database.execute("DROP SCHEMA full_queue CASCADE")
+        await until(lambda: run.aborted)
