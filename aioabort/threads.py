@@ -9,6 +9,7 @@ only what a task waits with is gevent's, so that it lets the other greenlets run
 import _thread
 import asyncio
 import importlib
+import signal
 import sys
 import threading
 import time
@@ -268,6 +269,10 @@ def _run(target: Act, ended: Event) -> None:
     try:
         target()
     finally:
+        # A signal that the main thread holds off is for that thread alone. billiard does
+        # so with SIGTERM while a child holds the lock that it shares with the others;
+        # taken here, it would end the process with the lock held.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ended.set()
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
-from celery import _state
+from celery import _state, signals
 from celery.app.task import Task
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.threads import get_ident
@@ -21,6 +21,9 @@ from celery.utils.threads import get_ident
 from aioabort import threads
 from aioabort.exceptions import CoroutineCancelled
 from aioabort.worker.token import AbortToken
+
+#: Seconds that the end of a prefork child may be held up by a coroutine that blocks.
+STOP_TIMEOUT = 0.2
 
 #: Seconds that a cancelled coroutine has to clean up before it is cancelled again.
 CLEANUP_TIME = 5.0
@@ -152,6 +155,7 @@ def _ident() -> Any:
 
 #: By the loop that blocks while the mailbox's runs, or None for the pool's threads.
 _mailboxes: dict[asyncio.AbstractEventLoop | None, threads.Mailbox] = {}
+_threads: dict[asyncio.AbstractEventLoop, threads.Event] = {}
 _lock = threading.Lock()
 
 
@@ -166,18 +170,36 @@ def _mailbox() -> threads.Mailbox:
             caller = None
         if caller not in _mailboxes:
             loop = threads.new_event_loop()
-            threads.start(loop.run_forever, "aioabort-tasks")
+            _threads[loop] = threads.start(partial(_run_loop, loop), "aioabort-tasks")
             _mailboxes[caller] = threads.Mailbox(loop)
         return _mailboxes[caller]
 
 
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _stop(**_: object) -> None:
+    """End the threads of a prefork child, which runs nothing from now on."""
+    with _lock:
+        ending = _threads.copy()
+        _threads.clear()
+        _mailboxes.clear()
+    for loop in ending:
+        loop.call_soon_threadsafe(loop.stop)
+    for thread in ending.values():
+        thread.wait(STOP_TIMEOUT)
+
+
 def _forget_parent() -> None:
-    global _mailboxes, _lock  # noqa: PLW0603
-    _inherited.append(_mailboxes)
-    _mailboxes = {}
+    global _mailboxes, _threads, _lock  # noqa: PLW0603
+    _inherited.append((_mailboxes, _threads))
+    _mailboxes, _threads = {}, {}
     _lock = threading.Lock()
 
 
 #: Never closed in a child: that would close what the parent still uses.
 _inherited: list[object] = []
 os.register_at_fork(after_in_child=_forget_parent)
+signals.worker_process_shutdown.connect(_stop, weak=False)

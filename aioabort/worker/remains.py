@@ -5,7 +5,7 @@ PostgreSQL a moment later. What is killed in between, nobody else would record.
 """
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +19,8 @@ from aioabort.worker.parent import End, record_end
 #: Tasks of a process that may not be recorded: those of an outage of PostgreSQL.
 MOST = 1_000
 
-_latest: defaultdict[int, deque[tuple[Any, str]]] = defaultdict(
-    lambda: deque(maxlen=MOST)
-)
+#: By process and by id; the oldest first.
+_latest: defaultdict[int, dict[str, Any]] = defaultdict(dict)
 #: The pool of billiard's that the worker has, if it is of processes.
 _pool: Any = None
 
@@ -36,12 +35,13 @@ class OnProcessDown:
         """Record what *process* cannot have recorded, unless it ended in peace."""
         if self._celerys is not None:
             self._celerys(process)
-        tasks = _latest.pop(process.pid, ())
+        # Whether one that did not end is to be run again is for Celery to find out.
+        # Before the tasks are looked up: what is revoked meanwhile is forgotten first.
+        active = {request.id for request in state.active_requests}
+        tasks = _latest.pop(process.pid, {})
         if process.exitcode in {EX_OK, EX_RECYCLE}:
             return
-        # Whether one that did not end is to be run again is for Celery to find out.
-        active = {request.id for request in state.active_requests}
-        for task, task_id in tasks:
+        for task_id, task in tasks.copy().items():
             if task_id not in active:
                 record_end(End(task, Context(id=task_id), "aborted", is_stored=True))
 
@@ -52,7 +52,16 @@ def remember(pid: int, task: "Task[..., Any]", task_id: str) -> None:
     if hasattr(_pool, "on_process_down") and pid != os.getpid():
         if not isinstance(_pool.on_process_down, OnProcessDown):
             _pool.on_process_down = OnProcessDown(_pool.on_process_down)
-        _latest[pid].append((task, task_id))
+        latest = _latest[pid]
+        latest[task_id] = task
+        if len(latest) > MOST:
+            latest.pop(next(iter(latest)), None)
+
+
+def forget(pid: Any, task_id: str) -> None:
+    """Leave it to the caller to record how the task has ended, which *pid* ran."""
+    if pid in _latest:
+        _latest[pid].pop(task_id, None)
 
 
 def _find_pool(sender: Any, **_: object) -> None:

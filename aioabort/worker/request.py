@@ -9,7 +9,7 @@ from celery.worker.request import Request
 
 from aioabort.worker.finish import AbortHonoured
 from aioabort.worker.parent import End, KnownOutcome, record_end
-from aioabort.worker.remains import remember
+from aioabort.worker.remains import forget, remember
 
 
 class AbortableRequest(Request):
@@ -63,6 +63,8 @@ class AbortableRequest(Request):
     def _announce_revoked(
         self, reason: Any, terminated: Any, signum: Any, expired: Any
     ) -> None:
+        # Before the task counts as ended: its process may be gone already.
+        forget(self.worker_pid, self.id)
         celerys: Any = super()
         celerys._announce_revoked(reason, terminated, signum, expired)
         if terminated:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, signals
 
 from aioabort import AbortableTask, AbortRequest, AbortToken, TaskAborted
 from aioabort.exceptions import CoroutineCancelled
@@ -142,3 +142,17 @@ def test_many_cancellations_swallowed(
     threading.Timer(0.01, token.abort, [REQUEST]).start()
     assert run_coroutine(task, token, body()) == "kept"
     assert token.seen
+
+
+def test_a_child_that_ends_has_no_thread_left(task: Task, token: AbortToken) -> None:
+    """It would take the signals that the main thread holds off; nothing runs by then."""
+
+    async def here() -> threading.Thread:
+        return threading.current_thread()
+
+    thread = run_coroutine(task, token, here())
+    signals.worker_process_shutdown.send(sender=None, pid=0, exitcode=0)
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert run_coroutine(task, AbortToken("later"), here()) is not thread

@@ -1,14 +1,16 @@
 """Real threads beside greenlets, in processes that gevent has patched."""
 
+import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from aioabort import AbortableTask
+from aioabort import AbortableTask, threads
 
 PATCHED = "from gevent import monkey; monkey.patch_all()"
 
@@ -71,3 +73,23 @@ def test_eventlet_is_refused(
     assert check.apply().get() is False
     assert "the eventlet pool is not supported" in caplog.text
     assert isinstance(crawl.apply().result, ImproperlyConfigured)
+
+
+def test_a_thread_that_ends_takes_no_signal() -> None:
+    """What the main thread holds off waits for it.
+
+    Closes: a prefork child holds SIGTERM off while it has the lock of the pool's results
+    | SIGTERM, taken by a thread that is about to end | the lock is never given back
+    """
+    held_off: list[set[int]] = []
+
+    class Ended(threading.Event):
+        def set(self) -> None:
+            held_off.append({*signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+            super().set()
+
+    ended = Ended()
+    threading.Thread(target=threads._run, args=(lambda: None, ended)).start()
+
+    assert ended.wait(5)
+    assert signal.SIGTERM in held_off[0]
