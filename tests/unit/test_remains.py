@@ -1,6 +1,8 @@
 """What the main process takes for the remains of a process that was killed."""
 
 import signal
+from collections import defaultdict
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,16 +25,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the tasks whose end is recorded."""
     ids: list[str] = []
     monkeypatch.setattr(remains, "record_end", lambda end: ids.append(end.context.id))
+    monkeypatch.setattr(remains, "_latest", defaultdict(dict))
     monkeypatch.setattr(remains, "_pool", SimpleNamespace(on_process_down=None))
     monkeypatch.setattr(remains.state, "active_requests", set())
     return ids
 
 
-def test_tasks_that_had_ended(recorded: list[str]) -> None:
+def test_tasks_that_had_ended(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is recorded once, and what still runs is not."""
     for task_id in ("ended", "active"):
         remains.remember(PID, SimpleNamespace(), task_id)
-    remains.state.active_requests.add(SimpleNamespace(id="active"))
+    active = [SimpleNamespace(id="active")]
+    monkeypatch.setattr(remains.state, "active_requests", active)
 
     for _ in range(2):
         remains._pool.on_process_down(Down())
@@ -45,20 +51,17 @@ def test_task_that_is_revoked(
 ) -> None:
     """How it ends is recorded by who revokes it, at whatever moment that begins.
 
-    its process is down: who is active? | revoked: forgotten, active no more | whose
-    remains are these?
+    its process is down | revoked: forgotten, and then active no more | who is active?
+    | whose remains are these?
     """
     remains.remember(PID, SimpleNamespace(), "revoked")
-    remains.forget(None, "revoked")
 
     class Active:
-        def __iter__(self) -> Any:
-            yield SimpleNamespace(id="revoked")
+        def __iter__(self) -> Iterator[Any]:
             remains.forget(PID, "revoked")
+            return iter(())
 
     monkeypatch.setattr(remains.state, "active_requests", Active())
-    remains._pool.on_process_down(Down())
-    monkeypatch.setattr(remains.state, "active_requests", set())
     remains._pool.on_process_down(Down())
 
     assert recorded == []
