@@ -41,6 +41,7 @@ class PostgresBackend(BaseBackend):
 
     app: Any
     always_retry: Any
+    thread_safe: Any
     max_retries: Any
     expires: Any
     url: Any
@@ -48,6 +49,8 @@ class PostgresBackend(BaseBackend):
     def __init__(self, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(expires_type=maybe_timedelta, url=url, **kwargs)
         conf = self.app.conf
+        # One for all threads and greenlets of the app, which would else make their own.
+        self.thread_safe = True
         self.url = url or conf.database_url
         if not self.url:
             raise ImproperlyConfigured(
@@ -103,7 +106,8 @@ class PostgresBackend(BaseBackend):
             run = token if isinstance(token, Run) and token.task_id == task_id else None
             if state != states.STARTED or (run and run.supervisor is not agent):
                 run = None
-            agent.store(task_id, columns, size, run)
+            is_fresh = state == states.STARTED and _is_delivered_once(request)
+            agent.store(task_id, columns, size, run, is_fresh=is_fresh)
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         row = self._on_results(lambda tables: tables.read(str(task_id)))
@@ -159,3 +163,9 @@ class PostgresBackend(BaseBackend):
         own: dict[str, Any] = {"url": self.url, "expires": self.expires}
         celerys: Any = super()
         return celerys.__reduce__(args, own | (kwargs or {}))
+
+
+def _is_delivered_once(request: Any) -> bool:
+    """Whether the run of *request* is the first one of its publication."""
+    delivery: Any = getattr(request, "delivery_info", None)
+    return bool(delivery) and not delivery.get("redelivered")

@@ -13,12 +13,13 @@ MORE_COLUMNS: Final = (
 
 # A result that is final is never changed by a state that is not, nor a SUCCESS by
 # anything; and ABORTED only by the end of the task, or by a later run of the same id.
+# The start of a run that is no redelivery is such a one: the id was published anew.
 # The row's key is its own if it has one, so that no value of the sequence is wasted.
 # For a state that is not final nobody waits until it is on the disk: if the server
 # crashes within the second, the row is as it was before, and the end of the task, or a
 # request to abort it, is written all the same.
 _STORE: Final = """
-    -- $1 task id, $2 status, and the other columns
+    -- $1 task id, $2 status, and the other columns; last, whether the id is new
     WITH stored AS (
         INSERT INTO {{task}} AS t (id, task_id, {columns})
         VALUES (
@@ -32,6 +33,7 @@ _STORE: Final = """
         WHERE coalesce(t.status, 'PENDING') <> 'SUCCESS' AND (
             excluded.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
             OR coalesce(t.status, 'PENDING') NOT IN ('FAILURE', 'REVOKED', 'ABORTED')
+            OR t.status <> 'ABORTED' AND ${fresh}::bool
             OR t.status = 'ABORTED' AND EXISTS (
                 SELECT FROM {{request}}
                 WHERE task_id = $1::text AND outcome IS NOT NULL
@@ -134,6 +136,7 @@ def store(columns: Sequence[str]) -> str:
         columns=", ".join(columns),
         values=", ".join(values),
         changes=", ".join(changes),
+        fresh=len(columns) + 2,
     )
 
 

@@ -92,11 +92,14 @@ class ResultTables:
         self._restore_group = tables.fill(statements.RESTORE_GROUP)
         self._delete_group = tables.fill(statements.DELETE_GROUP)
 
-    async def store(self, task_id: str, values: Values, size: int) -> Stored:
+    async def store(
+        self, task_id: str, values: Values, size: int, *, is_fresh: bool = False
+    ) -> Stored:
         """Store *values* of the task, *size* bytes of them, if nothing better is stored.
 
         Better are a SUCCESS, a final state than one that is not, and a request to abort
-        than any but a final state.
+        than any but a final state; *is_fresh* tells of the first state of a run for
+        which the id was published anew.
         """
         columns = tuple(name for name in values if name in self._columns)
         statement = self._statements.get(columns)
@@ -107,6 +110,7 @@ class ResultTables:
             statement,
             task_id,
             *(values[name] for name in columns),
+            is_fresh,
             timeout=STATEMENT_TIMEOUT + size / SLOWEST,
         )
         return Stored(row["is_stored"], to_row(row))

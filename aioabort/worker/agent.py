@@ -101,15 +101,21 @@ class Agent:
         values: Mapping[str, Any],
         size: int,
         run: Run | None = None,
+        *,
+        is_fresh: bool = False,
     ) -> None:
         """Store a state of the task, *size* bytes; with *run*, which it starts, watch that.
+
+        *is_fresh*: it is the start of a run that is no redelivery.
 
         Raises StoreError, and StoreUnavailable when PostgreSQL cannot be reached within
         a few seconds.
         """
         if run is not None:
             run.is_watched = True
-        self._call(partial(self._monitor.store, task_id, values, size, run))
+        self._call(
+            partial(self._monitor.store, task_id, values, size, run, is_fresh=is_fresh)
+        )
 
     def request(self, task_id: str) -> None:
         """Ask the task to stop; raises what ``store()`` raises."""

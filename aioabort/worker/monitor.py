@@ -114,7 +114,13 @@ class Monitor:
             raise
 
     async def store(
-        self, task_id: str, values: Mapping[str, Any], size: int, run: Run | None
+        self,
+        task_id: str,
+        values: Mapping[str, Any],
+        size: int,
+        run: Run | None,
+        *,
+        is_fresh: bool,
     ) -> None:
         """Store a state of the task; if it starts *run* here, that is watched from now on.
 
@@ -126,7 +132,7 @@ class Monitor:
             self._has_begun.set()
         try:
             stored = await self.on_results(
-                lambda results: results.store(task_id, values, size)
+                lambda results: results.store(task_id, values, size, is_fresh=is_fresh)
             )
         except BaseException:
             self._watcher.hint((task_id,))

@@ -10,16 +10,17 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
-from celery import Celery, signals
+from celery import Celery, signals, states
 from celery.app.task import Context
 from celery.exceptions import ImproperlyConfigured
 
 from aioabort import threads
 from aioabort.exceptions import StoreError
 from aioabort.postgres.connection import connect
-from aioabort.postgres.store import open_store
+from aioabort.postgres.store import Store, open_store
 from aioabort.records import AbortRequest, Outcome
 from aioabort.settings import read_settings
 from aioabort.signals import task_aborted
@@ -41,6 +42,9 @@ class End:
     task: Any
     context: Context
     outcome: KnownOutcome
+    #: Its process has done all but record it, if there is a result: that tells the
+    #: outcome.
+    is_stored: bool = False
 
     @property
     def app(self) -> Celery:
@@ -48,6 +52,11 @@ class End:
         app: Celery = self.task.app
         return app
 
+
+# Others import these when they first need them. A child that is forked in the middle of
+# an import inherits its lock, and waits for ever when it needs the module itself.
+for _name in ("anyio._backends._asyncio", "encodings.idna"):
+    import_module(_name)
 
 _ends: deque[End] = deque()
 _recording: threads.Event | None = None
@@ -95,15 +104,35 @@ def _next_ends() -> list[End]:
 
 async def _record(app: Celery, ends: Sequence[End]) -> None:
     settings = read_settings(app)
-    by_id = {end.context.id or "": end for end in ends}
-    outcomes: dict[str, Outcome] = {id_: end.outcome for id_, end in by_id.items()}
     async with connect(settings.dsn) as link:
         store = await open_store(link, settings)
+        await _record_stored(store, [end for end in ends if end.is_stored])
+        by_id = {end.context.id or "": end for end in ends if not end.is_stored}
+        outcomes: dict[str, Outcome] = {id_: end.outcome for id_, end in by_id.items()}
         ended = list(outcomes)
         for request in await store.settle(outcomes):
             # Blocks a loop that has nothing else to do.
             ended += _end_workflow(by_id[request.task_id], request)
         await store.hint_clients(ended)
+
+
+async def _record_stored(store: Store, ends: Sequence[End]) -> None:
+    """Settle what is pending of tasks that have a result: no run is to come for it.
+
+    Without a result, the task may be about to be tried or to be delivered again.
+    """
+    outcomes: dict[str, Outcome] = {end.context.id or "": end.outcome for end in ends}
+    if not outcomes:
+        return
+    rows = await store.states([*outcomes])
+    settled = await store.settle(
+        {
+            task_id: outcomes[task_id]
+            for task_id, row in rows.items()
+            if row.state in states.READY_STATES
+        }
+    )
+    await store.hint_clients([request.task_id for request in settled])
 
 
 def _end_workflow(end: End, request: AbortRequest) -> Iterable[str]:

@@ -9,6 +9,7 @@ from celery.worker.request import Request
 
 from aioabort.worker.finish import AbortHonoured
 from aioabort.worker.parent import End, KnownOutcome, record_end
+from aioabort.worker.remains import remember
 
 
 class AbortableRequest(Request):
@@ -23,6 +24,11 @@ class AbortableRequest(Request):
     #: This run is over, but the task is not: it is delivered or published again.
     _goes_on: bool = False
     _is_recorded: bool = False
+
+    def on_accepted(self, pid: Any, time_accepted: Any) -> None:
+        """Note which process runs the task."""
+        super().on_accepted(pid, time_accepted)
+        remember(pid, self.task, self.id)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """Announce an honoured abort as ``task-revoked``; leave the rest to Celery."""

@@ -1,6 +1,7 @@
 """An aborted task that is not running does not begin."""
 
 import asyncio
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -8,7 +9,17 @@ from anyio import to_thread
 
 from aioabort import TaskAborted, WaitTimeout
 
-from .harness import BOUND, Stage
+from .conftest import WORKERS, follow_log
+from .harness import BOUND, Stage, Worker
+
+
+@pytest.fixture(params=[*WORKERS, "prefork-notified-ours", "threads-polling-ours"])
+def worker(request: pytest.FixtureRequest, workers: Callable[[str], Worker]) -> Worker:
+    """Each worker in turn; those with our own backend ask when they store STARTED."""
+    worker = workers(request.param)
+    follow_log(request, worker)
+    return worker
+
 
 on_prefork = pytest.mark.parametrize(
     "worker", ["prefork-notified", "prefork-polling"], indirect=True

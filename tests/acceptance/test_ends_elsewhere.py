@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Signature, chain, chord, group
@@ -26,6 +27,12 @@ CONTROLLED: dict[str, Any] = {
     "worker_enable_remote_control": True,
     "aioabort_poll_interval": 3_600.0,
 }
+
+HOLD = "SELECT FROM aioabort_request WHERE task_id = %s FOR UPDATE"
+HELD_UP = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 #: Refuses an outcome while the row says something that is to change.
 NOT_BEFORE_THE_END = """
@@ -108,6 +115,30 @@ async def test_process_that_is_lost(stage: Stage, seen: str, outcome: str) -> No
     with pytest.raises(WorkerLostError):
         await result.wait(BOUND)
     assert (await stage.settled(result)).outcome == outcome
+
+
+async def test_process_that_is_killed_after_an_end(stage: Stage) -> None:
+    """What it had not recorded of a task that has ended, the main process does.
+
+    result stored | main process told | outcome not recorded | killed | nobody left
+    """
+    result = await stage.start(stage.tasks.gated)
+    await result.abort()
+    with psycopg.connect(stage.worker.dsn) as holder:
+        holder.execute(HOLD, [result.id])
+        stage.place.open("end")
+        done = f"{result.id}] succeeded"
+        await becomes_true(lambda: done in stage.worker.log.read_text())
+        await becomes_true(lambda: stage.worker.query(HELD_UP))
+        os.kill(int(stage.place.lines("body")[0]), signal.SIGKILL)
+        # The server would go on with the statement of a process that is gone.
+        execute(
+            stage.worker.dsn,
+            f"SELECT pg_terminate_backend(pid) FROM ({HELD_UP}) AS held",
+        )
+
+    assert (await stage.settled(result)).outcome == "too_late"
+    assert await result.wait(BOUND) == "done"
 
 
 async def test_terminated_by_somebody(stage: Stage) -> None:

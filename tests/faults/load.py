@@ -144,7 +144,12 @@ class Load:
                     break
 
     async def _abort(self, item: Item) -> None:
-        while item.is_to_run and item.task_id not in self._diary.read():
+        # Others may ask it to stop, too, and then it never begins.
+        while (
+            item.is_to_run
+            and item.ending is None
+            and item.task_id not in self._diary.read()
+        ):
             await anyio.sleep(TICK)
         await anyio.sleep(item.delay)
         while item.receipt is None:

@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -214,6 +215,20 @@ def test_abort_settled_before_gives_way_to_a_new_run(ours: Any, dsn: str) -> Non
     ours.store_result("task", {}, "STARTED")
 
     assert ours.get_state("task") == "STARTED"
+
+
+@pytest.mark.parametrize("before", ["FAILURE", "REVOKED", "SUCCESS"])
+@pytest.mark.parametrize("redelivered", [True, False])
+def test_start_of_a_later_run(
+    ours: Any, dsn: str, before: str, redelivered: bool
+) -> None:
+    """An id that is published anew starts over; a redelivery of what has ended does not."""
+    delivery = {"delivery_info": {"redelivered": redelivered, "routing_key": "q"}}
+    ours.store_result("task", "before", before)
+    ours.store_result("task", {}, "STARTED", request=Context(delivery))
+
+    starts = not redelivered and before != "SUCCESS"
+    assert row_of(dsn, "task")["status"] == ("STARTED" if starts else before)
 
 
 def test_celerys_abort_is_a_request(ours: Any, dsn: str) -> None:
@@ -429,6 +444,8 @@ def test_no_new_connection_a_call(ours: Any, dsn: str) -> None:
         "AND datname = current_database()",
     )
     assert count["count"] == 1
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: ours.app.backend).result() is ours
 
 
 def test_password_is_not_shown(make_app: MakeApp) -> None:

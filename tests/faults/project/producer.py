@@ -11,7 +11,7 @@ from aioabort import AbortClient
 
 
 async def main() -> None:
-    """Print the id of each request for which there is a receipt."""
+    """Print the id of each request of which the receipt says that it was made."""
     app = Celery("producer")
     app.conf.update(json.loads(os.environ["AIOABORT_FAULTS_PROJECT"]))
     async with AbortClient(app) as client, asyncio.TaskGroup() as group:
@@ -19,8 +19,9 @@ async def main() -> None:
 
         async def work() -> None:
             for task_id in ids:
-                await client.abort(task_id)
-                print(task_id, flush=True)  # noqa: T201 - the suite reads it
+                receipt = await client.abort(task_id)
+                if receipt.is_requested:
+                    print(task_id, flush=True)  # noqa: T201 - the suite reads it
 
         for _ in range(8):
             group.create_task(work())
