@@ -58,7 +58,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure aioabort next to its peers: ten minutes, two with --quick."""
+    """Measure aioabort next to its peers: a quarter of an hour, less with --quick."""
     session.install(".", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 

@@ -46,9 +46,9 @@ async def _measure(place: Place, dsn: str) -> None:
             for context in opened
             for stopper in await stack.enter_async_context(context)
         ]
-        for _ in range(place.pick(4, 1)):
+        for _ in range(place.pick(3, 1)):
             times: list[list[float]] = [[] for _ in stoppers]
-            for _ in range(place.pick(10, 5)):
+            for _ in range(place.pick(6, 4)):
                 for stopper, found in zip(stoppers, times, strict=True):
                     found.append(await _stop(stopper, board))
             for stopper, found in zip(stoppers, times, strict=True):

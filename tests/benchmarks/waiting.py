@@ -76,11 +76,11 @@ class Case:
 
 def measure(place: Place) -> None:
     """Measure it all."""
-    full = Case(CROWD, FAST, place.pick(8, 4))
+    full = Case(CROWD, FAST, place.pick(5, 4))
     few = [Case(100, SLOW, 3)]
     if not place.quick:
-        few = [Case(CROWD, SLOW, 4)]
-        few += [Case(waiters, rate, 4) for waiters in (100, 1) for rate in (FAST, SLOW)]
+        few = [Case(CROWD, SLOW, 3)]
+        few += [Case(waiters, rate, 3) for waiters in (100, 1) for rate in (FAST, SLOW)]
     with place.tables() as dsn:
         for case in [full] * place.pick(3, 1) + few:
             _have_all_wait(place, dsn, case)
