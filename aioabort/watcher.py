@@ -43,7 +43,7 @@ class Poll:
         self.pace = pace
         #: When each was added, the youngest last.
         self.ids: dict[str, float] = {}
-        self.due_at = 0.0
+        self.due_at: float = 0.0
         self._took = 0.0
 
     def add(self, task_id: str) -> None:

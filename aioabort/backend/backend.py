@@ -39,7 +39,7 @@ class PostgresBackend(BaseBackend):
     holds nothing itself, so it may be forked, pickled and shared by threads.
     """
 
-    subpolling_interval = 0.5
+    subpolling_interval: float | None = 0.5
     #: The statement that stores STARTED asks whether the task is to stop.
     asks_at_start: bool = True
 

@@ -64,7 +64,9 @@ def command(
     return decorate
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the option that every command has."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def run_to_end(act: Callable[[], Awaitable[Exit]]) -> Exit:

@@ -204,7 +204,7 @@ class Changes:
     def __init__(self) -> None:
         #: None when there is a watcher who has seen no row yet.
         self.row: TaskRow | None = None
-        self.watchers = 0
+        self.watchers: int = 0
         #: Those of the watchers who have seen the row, and wait for another.
         self.waiters: set[Waiter] = set()
 

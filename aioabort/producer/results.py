@@ -47,9 +47,18 @@ class Stored:
     """Results beside the requests, in PostgreSQL."""
 
     def __init__(self, store: Store, backend: Any) -> None:
-        self.look = store.look
-        self.snapshots = store.snapshots
+        self._store = store
         self._backend = backend
+
+    async def look(
+        self, task_ids: Sequence[str], closely: Sequence[str]
+    ) -> dict[str, TaskRow]:
+        """Return the rows of *task_ids* that have ended, and *closely*'s."""
+        return await self._store.look(task_ids, closely)
+
+    async def snapshots(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Return the rows of the tasks."""
+        return await self._store.snapshots(task_ids)
 
     def check_readable(self) -> None:
         """Raise nothing."""

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 
 from anyio import CancelScope, Lock, create_task_group, sleep
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -39,7 +40,7 @@ class EventStream(Response):
 
     def __init__(self, client: AbortClient, task_ids: Sequence[str]) -> None:
         self.status_code = HTTPStatus.OK
-        self.background = None
+        self.background: BackgroundTask | None = None
         # Nginx would keep events until it has some kilobytes of them.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._client = client
