@@ -18,8 +18,8 @@ from aioabort.worker.run import Run
 #: A hint that is not sent costs its receiver one poll interval, and nothing else.
 MOST_HINTS = 5_000
 
-#: Seconds between two reports: at most 50 NOTIFY a second, however many tasks end.
-GAP = 0.02
+#: Seconds between two reports: at most 100 NOTIFY a second, however many tasks end.
+GAP = 0.01
 
 logger: logging.Logger = logging.getLogger(__name__)
 
