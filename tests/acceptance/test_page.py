@@ -83,6 +83,8 @@ def page(chromium: Browser, url: str) -> Iterator[Page]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(url)
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    # The runs of before are shown when it has asked for them.
+    expect(page.locator("#link")).not_to_have_text("connecting")
     yield page
     if page.get_by_role("button", name="Abort all").is_enabled():
         page.get_by_role("button", name="Abort all").click()
