@@ -15,7 +15,7 @@ nox.options.sessions = ["lint", "typing", "docs", "tests"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 # Old with old and new with new: each release of Python and of Celery once.
 MATRIX = {
-    "3.11": ("celery==5.5.*", "asyncpg==0.31.*", "anyio==4.4.*"),
+    "3.11": ("celery==5.5.*", "asyncpg==0.32.*", "anyio==4.4.*"),
     "3.12": ("celery==5.6.*",),
     "3.13": ("celery>=5.7",),
     "3.14": ("celery>=5.7",),

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 import asyncpg
 from anyio import CancelScope
@@ -49,51 +49,23 @@ class Link:
         self, query: str, *args: Any, timeout: float | None = None
     ) -> list[asyncpg.Record]:
         """Run *query* when the statements before it are done, and return its rows."""
-        async with self._its_turn(timeout):
+        async with self._turn:
             return await self.connection.fetch(query, *args, timeout=timeout)
 
     async def execute(self, query: str, *args: Any) -> str:
         """Run *query* when the statements before it are done."""
-        async with self._its_turn():
+        async with self._turn:
             return await self.connection.execute(query, *args)
 
     async def listen(self, channel: str, callback: Callable[..., None]) -> None:
         """Have *callback* called with what comes; once, also if this is called twice."""
-        async with self._its_turn():
+        async with self._turn:
             await self.connection.add_listener(channel, callback)
 
     async def unlisten(self, channel: str, callback: Callable[..., None]) -> None:
         """Have *callback* called no more."""
-        async with self._its_turn():
-            await self.connection.remove_listener(channel, callback)
-
-    @asynccontextmanager
-    async def _its_turn(self, timeout: float | None = None) -> AsyncGenerator[None]:
         async with self._turn:
-            # Before 0.32, asyncpg's own timeout does not hold while it waits for the
-            # end of a statement that was cancelled, and neither do its cancellations.
-            limit = (STATEMENT_TIMEOUT if timeout is None else timeout) + CLOSE_TIMEOUT
-            with own_cancellations():
-                async with asyncio.timeout(limit):
-                    yield
-
-
-@contextmanager
-def own_cancellations() -> Generator[None]:
-    """Raise InterfaceError for a cancellation in the block that nobody asked for.
-
-    Before 0.32, asyncpg lets all statements wait for one future: the server's answer to
-    the cancellation of the statement before. To cancel one of them cancels that, and so
-    the others: a task group would take theirs for the end of its own making.
-    """
-    task = asyncio.current_task()
-    asked = task.cancelling() if task else 0
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if task is None or task.cancelling() > asked:
-            raise
-        raise asyncpg.InterfaceError("the connection is being cancelled") from error
+            await self.connection.remove_listener(channel, callback)
 
 
 @asynccontextmanager
@@ -171,14 +143,9 @@ async def _close(connection: "Connection") -> None:
     # keeps its backend until the server finds out.
     with CancelScope(shield=True):
         try:
-            with own_cancellations():
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await connection.close(timeout=CLOSE_TIMEOUT)
+            await connection.close(timeout=CLOSE_TIMEOUT)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
-            # Before 0.32, asyncpg does not drop what it has begun to close.
-            transport: asyncio.Transport = cast("Any", connection)._transport
-            transport.abort()
 
 
 def _arguments(dsn: Dsn) -> dict[str, Any]:
