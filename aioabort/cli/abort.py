@@ -59,9 +59,10 @@ Ends = dict[str, Outcome | WaitTimeout]
 def abort(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
     """Ask tasks to stop, by ids or by criteria.
 
-    Those that are found meet every criterion. Criteria need result_extended, except for --before, and find tasks of which a state
-    is stored: with task_track_started, those that run. Exit code 1: one has ended, or
-    none was found; 5: one that was asked did not end in time.
+    Those that are found meet every criterion. Criteria need result_extended, except for
+    --before, and find tasks of which a state is stored: with task_track_started, those
+    that run. Exit code 1: one has ended, or none was found; 5: one that was asked did
+    not end in time.
     """
     context.exit(run_to_end(partial(_abort, context.obj.app, as_json, **options)))
 

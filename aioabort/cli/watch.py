@@ -34,8 +34,9 @@ from aioabort.producer.client import AbortClient
 def watch(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
     """Watch requests, or tasks until they end.
 
-    Without ids, it is the latest requests to abort, until Ctrl-C. On a terminal a table that is kept up to date, if rich is installed; elsewhere and
-    with --json, a line for each change.
+    Without ids, it is the latest requests to abort, until Ctrl-C. On a terminal a table
+    that is kept up to date, if rich is installed; elsewhere and with --json, a line for
+    each change.
     """
     context.exit(run_to_end(partial(_watch, context.obj.app, as_json, **options)))
 
