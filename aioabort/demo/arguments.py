@@ -25,7 +25,7 @@ no abort, 1 if it did, 2 if something that was given cannot be used.
 SECONDS = {True: 1.5, False: 4.0}
 
 #: Of each library.
-RUNS = 100
+RUNS = 60
 
 #: Long enough for somebody to look and to press a button.
 SECONDS_ON_PAGE = 20.0
