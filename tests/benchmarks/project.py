@@ -1,6 +1,5 @@
 """The Celery app of the workers: the same bodies for each kind of task."""
 
-import asyncio
 import json
 import os
 import threading
@@ -14,6 +13,8 @@ from celery.contrib.abortable import AbortableTask as OriginalTask
 
 from aioabort import AbortableTask, TaskAborted, current_token
 
+from . import bodies
+from .bodies import LONG, TURNS
 from .marks import mark
 
 VARIABLE = "AIOABORT_BENCH_SETTINGS"
@@ -21,13 +22,8 @@ VARIABLE = "AIOABORT_BENCH_SETTINGS"
 #: The task that tells of a worker that works.
 READY = "plain.ready"
 
-#: Seconds between two looks of a task that waits; what it waits for, at most.
-NAP = 0.0005
-LONG = 60.0
-
 #: Of a check that is measured; the original asks the database at each.
 CHECKS = {"ours": 100_000, "contrib": 10}
-TURNS = 7
 
 KINDS: dict[str, type[Any]] = {
     "plain": Task,
@@ -52,11 +48,7 @@ def last(_task: Any, key: str) -> None:
 
 def loop(task: Any, key: str) -> None:
     """Look again and again, as both libraries document it."""
-    mark(key, "started")
-    deadline = time.monotonic() + LONG
-    while not task.is_aborted() and time.monotonic() < deadline:
-        time.sleep(NAP)
-    mark(key, "stopped")
+    bodies.loop(key, task.is_aborted)
 
 
 def wait(task: Any, key: str) -> None:
@@ -78,12 +70,7 @@ def sleep(_task: Any, key: str) -> None:
 
 async def coroutine(_task: Any, key: str) -> None:
     """Wait in a coroutine, which is cancelled."""
-    mark(key, "started")
-    try:
-        await asyncio.sleep(LONG)
-    except asyncio.CancelledError:
-        mark(key, "stopped")
-        raise
+    await bodies.until_cancelled(key)
 
 
 def check(task: Any, key: str) -> None:

@@ -15,9 +15,9 @@ import asyncpg
 from pgqueuer import PgQueuer, Queries
 from pgqueuer.models import Job
 
+from .. import bodies
 from ..marks import Board, mark
 from ..place import Place
-from ..project import LONG, TURNS
 from ..workers import program, until_marked
 from .stoppers import Named, Stopper
 
@@ -78,18 +78,13 @@ async def work(dsn: str) -> None:
     async def coroutine(job: Job, context: Any) -> None:
         key = (job.payload or b"").decode()
         with context.cancellation:
-            mark(key, "started")
-            try:
-                await asyncio.sleep(LONG)
-            except asyncio.CancelledError:
-                mark(key, "stopped")
-                raise
+            await bodies.until_cancelled(key)
 
     @worker.entrypoint("check", accepts_context=True)
     async def check(job: Job, context: Any) -> None:
         names = {"scope": context.cancellation}
         look = timeit.Timer("scope.cancel_called", globals=names)
-        times = [look.timeit(CHECKS) / CHECKS for _ in range(TURNS)]
+        times = [look.timeit(CHECKS) / CHECKS for _ in range(bodies.TURNS)]
         mark((job.payload or b"").decode(), "checked", json.dumps(times))
 
     await worker.run(dequeue_timeout=timedelta(seconds=1))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import time
 import timeit
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -12,9 +11,9 @@ from uuid import uuid4
 
 from procrastinate import App, JobContext, PsycopgConnector
 
+from .. import bodies
 from ..marks import Board, mark
 from ..place import Place
-from ..project import LONG, NAP, TURNS
 from ..workers import program, until_marked
 from .stoppers import Named, Stopper
 
@@ -33,25 +32,16 @@ def make_app(dsn: str) -> App:
 
     @app.task(name="coroutine")
     async def coroutine(key: str) -> None:
-        mark(key, "started")
-        try:
-            await asyncio.sleep(LONG)
-        except asyncio.CancelledError:
-            mark(key, "stopped")
-            raise
+        await bodies.until_cancelled(key)
 
     @app.task(name="loop", pass_context=True)
     def loop(context: JobContext, key: str) -> None:
-        mark(key, "started")
-        deadline = time.monotonic() + LONG
-        while not context.should_abort() and time.monotonic() < deadline:
-            time.sleep(NAP)
-        mark(key, "stopped")
+        bodies.loop(key, context.should_abort)
 
     @app.task(name="check", pass_context=True)
     def check(context: JobContext, key: str) -> None:
         look = timeit.Timer("context.should_abort()", globals={"context": context})
-        times = [look.timeit(CHECKS) / CHECKS for _ in range(TURNS)]
+        times = [look.timeit(CHECKS) / CHECKS for _ in range(bodies.TURNS)]
         mark(key, "checked", json.dumps(times))
 
     return app

@@ -10,9 +10,9 @@ from uuid import uuid4
 
 from saq import Job, Queue, Worker
 
+from .. import bodies
 from ..marks import Board, mark
 from ..place import Place
-from ..project import LONG
 from ..workers import program, until_marked
 from .stoppers import Named, Stopper
 
@@ -59,12 +59,7 @@ async def ready(_context: Any, *, mark_key: str) -> None:
 
 async def coroutine(_context: Any, *, mark_key: str) -> None:
     """Wait to be cancelled."""
-    mark(mark_key, "started")
-    try:
-        await asyncio.sleep(LONG)
-    except asyncio.CancelledError:
-        mark(mark_key, "stopped")
-        raise
+    await bodies.until_cancelled(mark_key)
 
 
 async def work(dsn: str) -> None:
