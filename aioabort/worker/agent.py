@@ -32,9 +32,8 @@ from aioabort.worker.run import Run
 #: known to be away, a start is not held up at all.
 START_TIMEOUT = 5.0
 
-#: Seconds between two looks at what runs report: at most 100 NOTIFY a second, and as
-#: many wake-ups of the loop, however many tasks end. Who awaits one waits for half of
-#: it on average.
+#: Seconds between two looks at what runs report: so few wake-ups of the loop, however
+#: many tasks end. Who awaits one waits for half of it on average.
 REPORT_GAP = 0.01
 
 #: A prefork child has about one second to live after its last task.
