@@ -11,11 +11,17 @@ from typing import Literal
 import anyio
 
 from aioabort.exceptions import StoreError, StoreUnavailable
-from aioabort.postgres import statements
+from aioabort.postgres.checkup_statements import (
+    CHECK_SERVER,
+    COUNT_REQUESTS,
+    MISSING_RIGHTS,
+    REQUEST_COLUMNS,
+)
 from aioabort.postgres.connection import Link, connect
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.schema import tables_of
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.statements import NOTIFY
+from aioabort.postgres.tables import Tables
 from aioabort.settings import Settings
 
 #: Seconds until a notification counts as one that does not arrive.
@@ -73,13 +79,13 @@ async def check_up(settings: Settings) -> Checkup:
     async with connect(settings.dsn) as link:
         with driver_errors():
             [server] = await link.fetch(
-                statements.CHECK_SERVER, tables.request, tables.task, tables.schema
+                CHECK_SERVER, tables.request, tables.task, tables.schema
             )
             rights = await link.fetch(
-                statements.MISSING_RIGHTS, tables.request, tables.task, tables.sequence
+                MISSING_RIGHTS, tables.request, tables.task, tables.sequence
             )
         columns: list[str] | None = server["columns"]
-        missing = set(statements.REQUEST_COLUMNS) - set(columns or ())
+        missing = set(REQUEST_COLUMNS) - set(columns or ())
         return Checkup(
             server_version=server["server_version"],
             is_standby=server["is_standby"],
@@ -98,7 +104,7 @@ async def check_up(settings: Settings) -> Checkup:
 async def _requests(link: Link, tables: Tables) -> Requests | None:
     try:
         with driver_errors():
-            [row] = await link.fetch(tables.fill(statements.COUNT_REQUESTS))
+            [row] = await link.fetch(tables.fill(COUNT_REQUESTS))
     except StoreUnavailable:
         raise
     except StoreError:
@@ -133,7 +139,7 @@ async def _lag(ear: Link, mouth: Link) -> float | None:
         await ear.listen(channel, hear)
         try:
             sent_at = perf_counter()
-            await mouth.fetch(statements.NOTIFY, channel, ["1:"])
+            await mouth.fetch(NOTIFY, channel, ["1:"])
             with anyio.move_on_after(PROBE_TIMEOUT):
                 await heard.wait()
         finally:

@@ -2,12 +2,17 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aioabort.dsn import Dsn
-from aioabort.postgres import statements
 from aioabort.postgres.connection import connect
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.statements import quoted
+from aioabort.postgres.tables import quoted
+
+# From template1 it would fail while somebody is connected to that.
+CREATE_DATABASE: Final = "CREATE DATABASE {name} TEMPLATE template0"
+
+DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
 
 
 @asynccontextmanager
@@ -19,9 +24,9 @@ async def temporary_database(server: Dsn, name: str) -> AsyncGenerator[None]:
     """
     async with connect(server) as link:
         with driver_errors():
-            await link.execute(statements.CREATE_DATABASE.format(name=quoted(name)))
+            await link.execute(CREATE_DATABASE.format(name=quoted(name)))
         try:
             yield
         finally:
             with driver_errors():
-                await link.execute(statements.DROP_DATABASE.format(name=quoted(name)))
+                await link.execute(DROP_DATABASE.format(name=quoted(name)))

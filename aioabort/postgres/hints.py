@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 
 #: PostgreSQL refuses a payload of 8,000 bytes.
 LONGEST_PAYLOAD = 7_900

@@ -16,8 +16,8 @@ from aioabort.postgres import result_statements as statements
 from aioabort.postgres.connection import STATEMENT_TIMEOUT, Link
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.schema import create_result_tables, tables_of
-from aioabort.postgres.statements import Tables
 from aioabort.postgres.store import to_row
+from aioabort.postgres.tables import Tables
 from aioabort.records import TaskRow
 from aioabort.settings import Settings
 

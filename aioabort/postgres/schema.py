@@ -5,7 +5,7 @@ from importlib import resources
 from aioabort.postgres import statements
 from aioabort.postgres.connection import Executor, connect
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 from aioabort.settings import Settings
 
 

@@ -1,11 +1,10 @@
-"""Every SQL statement, named; ``{task}`` is Celery's table, ``{request}`` ours.
+"""Statements of requests and waits; ``{task}`` is Celery's table, ``{request}`` ours.
 
 The statements that end in ``_ALONE`` are for results that are kept elsewhere, where
 there is no row of Celery's to look at.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 # Celery's row and ours change in one statement, under the lock of Celery's row: a
@@ -304,127 +303,6 @@ TABLES_EXIST: Final = """
            to_regclass($2) IS NOT NULL AS has_task
 """
 
-REQUEST_COLUMNS: Final = (
-    *("task_id", "requested_at", "expires_at", "reason", "requested_by", "kill_at"),
-    *("seen_at", "seen_by", "outcome", "outcome_at", "traceparent"),
-)
-
-CHECK_SERVER: Final = """
-    -- $1 our table, $2 Celery's, $3 their schema
-    SELECT current_setting('server_version') AS server_version,
-           pg_is_in_recovery() AS is_standby,
-           to_regclass($2) IS NOT NULL AS has_results,
-           has_schema_privilege(coalesce($3, current_schema()), 'CREATE') AS may_create,
-           pg_notification_queue_usage() AS queue_usage,
-           (SELECT array_agg(attname::text) FROM pg_attribute
-            WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped)
-               AS columns
-"""
-
-# DELETE is for cleanup, which is not every role's to do.
-MISSING_RIGHTS: Final = """
-    -- $1 our table, $2 Celery's, $3 its sequence
-    SELECT privilege || ' on ' || relation AS missing
-    FROM unnest(ARRAY[$1, $2]::text[]) AS relation,
-         unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
-    -- Of what does not exist, both are NULL.
-    WHERE NOT has_table_privilege(to_regclass(relation), privilege)
-    UNION ALL
-    SELECT 'USAGE on ' || $3::text
-    WHERE NOT has_sequence_privilege(to_regclass($3), 'USAGE')
-"""
-
-COUNT_REQUESTS: Final = """
-    SELECT count(*) FILTER (WHERE outcome IS NULL) AS pending,
-           count(*) FILTER (WHERE outcome IS NULL AND seen_at IS NULL) AS unseen,
-           extract(epoch FROM clock_timestamp() - min(requested_at)
-               FILTER (WHERE outcome IS NULL AND seen_at IS NULL))::float8
-               AS oldest_unseen,
-           count(*) FILTER (WHERE expires_at < now()) AS expired
-    FROM {request}
-"""
-
-# From template1 it would fail while somebody is connected to that.
-CREATE_DATABASE: Final = "CREATE DATABASE {name} TEMPLATE template0"
-
-DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
-
 SERVER_PID: Final = "SELECT pg_backend_pid()"
 
 PING: Final = "SELECT 1"
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The names of Celery's result table and of ours, quoted as identifiers."""
-
-    task_table: str
-    schema: str | None = None
-    has_results: bool = True
-    group_table: str = "celery_tasksetmeta"
-    group_schema: str | None = None
-
-    @property
-    def task(self) -> str:
-        """Celery's result table."""
-        return self._qualified(self.task_table)
-
-    @property
-    def request(self) -> str:
-        """The table of requests, beside Celery's; an app with its own has its own."""
-        return self._qualified(self._request_table)
-
-    @property
-    def sequence(self) -> str:
-        """The sequence that Celery's table takes its primary keys from."""
-        return self._qualified("task_id_sequence")
-
-    @property
-    def group(self) -> str:
-        """Celery's table of groups."""
-        return _qualified(self.group_schema, self.group_table)
-
-    @property
-    def group_sequence(self) -> str:
-        """The sequence that Celery's table of groups takes its primary keys from."""
-        return _qualified(self.group_schema, "taskset_id_sequence")
-
-    @property
-    def _request_table(self) -> str:
-        is_default = self.task_table == "celery_taskmeta"
-        return (
-            "aioabort_request" if is_default else f"aioabort_request_{self.task_table}"
-        )
-
-    def fill(self, statement: str) -> str:
-        """Put the tables' names into *statement*."""
-        return statement.format(
-            task=self.task,
-            request=self.request,
-            index=quoted(f"{self._request_table}_expires_at"),
-            kill_index=quoted(f"{self._request_table}_kill_at"),
-            sequence=_text(self.sequence),
-            sequence_name=self.sequence,
-            task_index=quoted(f"ix_{self.task_table}_date_done"),
-            group=self.group,
-            group_sequence=_text(self.group_sequence),
-            group_sequence_name=self.group_sequence,
-            group_index=quoted(f"ix_{self.group_table}_date_done"),
-        )
-
-    def _qualified(self, name: str) -> str:
-        return _qualified(self.schema, name)
-
-
-def _qualified(schema: str | None, name: str) -> str:
-    return ".".join(map(quoted, [name] if schema is None else [schema, name]))
-
-
-def _text(name: str) -> str:
-    """Return *name* as a text of SQL."""
-    return "'" + name.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """Return *name* as an identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'

@@ -17,7 +17,7 @@ from aioabort.postgres.connection import Executor
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.hints import done_channel, encode_hints, request_channel
 from aioabort.postgres.schema import create_result_tables, create_table, tables_of
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 from aioabort.records import AbortRequest, Outcome, Stage, TaskRow
 from aioabort.settings import Settings
 

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from aioabort import AbortClient
 from aioabort.postgres.hints import request_channel
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 from aioabort.worker.agent import Agent, agent_for, stop_agents
 from aioabort.worker.run import Run
 

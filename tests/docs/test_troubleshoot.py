@@ -14,7 +14,7 @@ from celery import Celery
 
 from aioabort import AbortableTask, AbortClient
 from aioabort.postgres.schema import schema_sql
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 from aioabort.testing.postgres import throwaway_postgres
 from aioabort.threads import refuse_eventlet
 from tests.conftest import MakeApp

@@ -11,7 +11,7 @@ from aioabort.postgres.hints import (
     encode_hints,
     request_channel,
 )
-from aioabort.postgres.statements import Tables
+from aioabort.postgres.tables import Tables
 
 PAYLOAD_LIMIT = 8_000
 
