@@ -167,14 +167,18 @@ class Monitor:
 
     async def _connected_store(self) -> Store:
         if self._store is None:
-            trouble = self._connectivity.trouble
-            if trouble is not None and not isinstance(trouble, StoreUnavailable):
-                raise trouble
+            self._raise_if_refused()
             with driver_errors(), fail_after(ASK_TIMEOUT):
                 await self._connected.wait()
         if self._store is None:
+            self._raise_if_refused()
             raise StoreUnavailable("PostgreSQL is away: the connection was closed")
         return self._store
+
+    def _raise_if_refused(self) -> None:
+        trouble = self._connectivity.trouble
+        if trouble is not None and not isinstance(trouble, StoreUnavailable):
+            raise trouble
 
     async def run(self) -> Never:
         """Watch and report, for ever."""
@@ -245,6 +249,9 @@ class Monitor:
     def _on_lost(self) -> None:
         telemetry.mode("worker", "poll")
         self._disconnect()
+        if not isinstance(self._connectivity.trouble, StoreUnavailable):
+            # Whoever waits for the connection is told of the refusal, and waits no more.
+            self._connected.set()
         for runs in self._runs.values():
             for run in runs:
                 run.looked.set()
