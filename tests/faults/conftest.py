@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
     )
+    group.addoption("--record", type=Path, help="write the report there, too")
     group.addoption("--seed", default=6, type=int, help="of the load")
 
 
@@ -158,5 +159,8 @@ def pytest_terminal_summary(
     """Print the report."""
     if (arena := config.stash.get(ARENA, None)) is not None:
         terminalreporter.section("fault suite")
-        for line in report(arena):
+        lines = list(report(arena))
+        for line in lines:
             terminalreporter.write_line(line)
+        if path := config.getoption("record"):
+            path.write_text("".join(f"{line}\n" for line in lines))
