@@ -104,8 +104,16 @@ async def _start(arena: Arena) -> None:
         await arena.redis.start()
     await create_database(arena.postgres, arena.database)
     arena.workers.append(Worker(arena.place, "prefork", arena.dsn))
+    # Every fault meets both result backends, side by side on the same tables.
     arena.workers.append(
-        Worker(arena.place, "threads", arena.dsn, pool="threads", concurrency=10)
+        Worker(
+            arena.place,
+            "threads",
+            arena.dsn,
+            pool="threads",
+            concurrency=10,
+            result_backend=f"aioabort+{arena.dsn}",
+        )
     )
     async with asyncio.TaskGroup() as group:
         for worker in arena.workers:
