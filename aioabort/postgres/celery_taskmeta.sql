@@ -2,7 +2,7 @@
 -- IF NOT EXISTS or not; the lock ends with the transaction.
 SELECT pg_advisory_xact_lock(5279114);
 
--- As Celery's database backend creates them. Tables of an older Celery lack columns.
+-- As Celery's database backend creates them, but for the columns that came later.
 CREATE SEQUENCE IF NOT EXISTS {sequence_name};
 
 CREATE TABLE IF NOT EXISTS {task} (
@@ -13,16 +13,6 @@ CREATE TABLE IF NOT EXISTS {task} (
     date_done timestamp,
     traceback text
 );
-
-ALTER TABLE {task}
-    ADD COLUMN IF NOT EXISTS children bytea,
-    ADD COLUMN IF NOT EXISTS name     varchar(155),
-    ADD COLUMN IF NOT EXISTS args     bytea,
-    ADD COLUMN IF NOT EXISTS kwargs   bytea,
-    ADD COLUMN IF NOT EXISTS worker   varchar(155),
-    ADD COLUMN IF NOT EXISTS retries  integer,
-    ADD COLUMN IF NOT EXISTS queue    varchar(155),
-    ADD COLUMN IF NOT EXISTS stamps   bytea;
 
 CREATE INDEX IF NOT EXISTS {task_index} ON {task} (date_done);
 

@@ -11,6 +11,8 @@ MORE_COLUMNS: Final = (
     *("children", "name", "args", "kwargs", "worker", "retries", "queue", "stamps"),
 )
 
+ALL_COLUMNS: Final = (*COLUMNS, *MORE_COLUMNS)
+
 # A result that is final is never changed by a state that is not, nor a SUCCESS by
 # anything; and ABORTED only by the end of the task, or by a later run of the same id.
 # The start of a run that is no redelivery is such a one: the id was published anew.

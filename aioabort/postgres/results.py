@@ -15,7 +15,7 @@ from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.postgres import result_statements as statements
 from aioabort.postgres.connection import STATEMENT_TIMEOUT, Link
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.schema import create_result_tables, tables_of
+from aioabort.postgres.schema import create_result_tables, result_columns, tables_of
 from aioabort.postgres.store import to_row
 from aioabort.postgres.tables import Tables
 from aioabort.records import TaskRow
@@ -46,12 +46,14 @@ async def open_results(link: Link, settings: Settings) -> "ResultTables":
     Without the right to that, what has no column is not stored.
     """
     tables = tables_of(settings)
-    columns = await _columns(link, tables)
-    wanted = {*statements.COLUMNS, *statements.MORE_COLUMNS}
+    wanted = frozenset(statements.ALL_COLUMNS)
+    with driver_errors():
+        columns = await result_columns(link, tables)
     if wanted - columns and settings.create_tables:
         try:
             with driver_errors():
                 await create_result_tables(link, tables)
+                columns = await result_columns(link, tables)
         except StoreUnavailable:
             raise
         except StoreError as error:
@@ -59,19 +61,12 @@ async def open_results(link: Link, settings: Settings) -> "ResultTables":
                 raise
             missing = ", ".join(sorted(wanted - columns))
             logger.warning("%s has no columns %s: %s", tables.task, missing, error)
-        columns = await _columns(link, tables)
     if not columns:
         raise StoreError(
             f"the table {tables.task} is missing in {settings.dsn}, "
             "and aioabort_create_tables is False"
         )
     return ResultTables(link, tables, columns)
-
-
-async def _columns(link: Link, tables: Tables) -> frozenset[str]:
-    with driver_errors():
-        rows = await link.fetch(statements.COLUMNS_OF, tables.task)
-    return frozenset(row["name"] for row in rows)
 
 
 class ResultTables:
@@ -82,9 +77,10 @@ class ResultTables:
         self._tables = tables
         self._columns = columns
         self._statements: dict[tuple[str, ...], str] = {}
-        all_columns = (*statements.COLUMNS, *statements.MORE_COLUMNS)
         self._read = tables.fill(
-            statements.read([name for name in all_columns if name in columns])
+            statements.read(
+                [name for name in statements.ALL_COLUMNS if name in columns]
+            )
         )
         self._exists = tables.fill(statements.EXISTS)
         self._forget = tables.fill(statements.FORGET)

@@ -30,6 +30,14 @@ WORKERS = [f"{pool}-{mode}" for pool in POOLS for mode in SETTINGS]
 #: Our own result backend, in place of Celery's: the scheme of its URL.
 OURS = "aioabort+postgresql"
 
+#: Those whose results are stored by it: each pool, and each mode.
+OUR_WORKERS = ["prefork-notified-ours", "threads-polling-ours", "solo-notified-ours"]
+
+#: For what must hold whichever result backend stores beside it.
+over_both_backends = pytest.mark.parametrize(
+    "worker", [*WORKERS, *OUR_WORKERS], indirect=True
+)
+
 #: The log of a test's worker, and how long it was when the test began.
 LOG = pytest.StashKey[tuple[Path, int]]()
 

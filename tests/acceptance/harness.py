@@ -108,6 +108,11 @@ class Worker:
         return interval * (5 if self.app.conf.get("aioabort_notify", True) else 1)
 
     @property
+    def stores_as_ours(self) -> bool:
+        """Whether its results are stored by our own backend."""
+        return str(self.app.conf.result_backend).startswith("aioabort+")
+
+    @property
     def processes(self) -> int:
         """In how many processes tasks run."""
         return self.concurrency if self.pool == "prefork" else 1
@@ -193,6 +198,13 @@ class Stage:
             yield
         finally:
             self.place.open("release")
+
+    def state_after_progress(self) -> str:
+        """Return the state of a task that has reported progress since its abort.
+
+        Celery's own backend overwrites what abort() wrote, and ours does not.
+        """
+        return "ABORTED" if self.worker.stores_as_ours else "PROGRESS"
 
     def row(self, result: AbortableAsyncResult[Any]) -> dict[str, Any] | None:
         """Return Celery's row of the task, every column of it."""

@@ -16,17 +16,13 @@ from celery.result import result_from_tuple
 
 from aioabort import TaskAborted
 
-from .conftest import OURS, StartWorker, follow_log
+from .conftest import OUR_WORKERS, OURS, StartWorker, follow_log
 from .harness import BOUND, Stage, Worker, becomes_true
 
 #: A wait is ended by a notification, or not at all.
 NO_POLL = {"aioabort_poll_interval": 600.0}
 
-in_pools = pytest.mark.parametrize(
-    "worker",
-    ["prefork-notified-ours", "threads-polling-ours", "solo-notified-ours"],
-    indirect=True,
-)
+in_pools = pytest.mark.parametrize("worker", OUR_WORKERS, indirect=True)
 in_prefork = pytest.mark.parametrize("worker", ["prefork-notified-ours"], indirect=True)
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -24,9 +25,16 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 from celery import Celery
 from celery.app.task import Context
+from celery.app.trace import build_tracer
 from click.testing import CliRunner
 
-from aioabort import AbortClient, StoreError
+from aioabort import (
+    AbortableTask,
+    AbortClient,
+    StoreError,
+    TaskAborted,
+    current_token,
+)
 from aioabort.cli.group import main
 from aioabort.postgres import listener
 from aioabort.postgres.store import Store
@@ -293,6 +301,95 @@ async def test_a_worker_sees_aborts_through_a_pooler(
             # Again and again: none comes before the pooler has been asked.
             await store.hint_workers(task_ids)
             await sleep(0.1)
+
+
+def with_our_backend(
+    pooler: Bouncer, make_app: MakeApp, poll_interval: float
+) -> Celery:
+    """Make an app that stores results by our own backend, through *pooler*."""
+    return make_app(
+        pooler.dsn,
+        result_backend=f"aioabort+{pooler.dsn}",
+        task_track_started=True,
+        aioabort_poll_interval=poll_interval,
+    )
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_our_backend_stores_through_a_pooler(
+    bouncer: Start, make_app: MakeApp, mode: str
+) -> None:
+    """Results and groups are kept, whichever server connection each statement meets.
+
+    Of two apps' connections, one is lent what the other has just given back.
+    """
+    pooler = bouncer(mode)
+    # What differs in a setting has an agent, and so a connection, of its own.
+    apps = [with_our_backend(pooler, make_app, 1 + number) for number in range(2)]
+    others: dict[Celery, Celery] = dict(zip(apps, reversed(apps), strict=True))
+
+    def keep(app: Celery, number: int) -> None:
+        backend: Any = app.backend
+        task_id = str(uuid4())
+        for state in ("STARTED", "PROGRESS", "SUCCESS"):
+            backend.store_result(task_id, number, state)
+        group = app.GroupResult(task_id, [app.AsyncResult(task_id)])
+        group.save()
+        other: Any = others[app].backend
+        assert other.get_result(task_id) == number
+        assert other.restore_group(task_id).as_tuple() == group.as_tuple()
+        other.delete_group(task_id)
+        other.forget(task_id)
+        assert not backend.task_result_exists(task_id)
+
+    with fail_after(30):
+        async with asyncio.TaskGroup() as group:
+            for number in range(40):
+                app = apps[number % 2]
+                group.create_task(asyncio.to_thread(keep, app, number))
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_our_backend_asks_at_the_start_through_a_pooler(
+    bouncer: Start, make_app: MakeApp, mode: str
+) -> None:
+    """The statement that stores STARTED finds a request; a later one, and the end, come.
+
+    By notification where that is possible, and else by the poll.
+    """
+    interval = NEVER_POLLED if mode == "session" else 0.2
+    app = with_our_backend(bouncer(mode), make_app, interval)
+    begun: list[str] = []
+
+    @app.task(base=AbortableTask, shared=False, name=mode)
+    def stopping() -> None:
+        token = current_token()
+        begun.append(token.task_id)
+        assert token.wait(10)
+        token.raise_if_aborted()
+
+    stopping.bind(app)
+    run = build_tracer(mode, app.tasks[mode], app=app)
+
+    def trace(task_id: str) -> None:
+        request = {"id": task_id, "hostname": "worker@host", "delivery_info": {}}
+        run(task_id, (), {}, request)
+
+    async with AbortClient(app) as client:
+        wanted = "notify" if mode == "session" else "poll"
+        await until(lambda: client.health().mode == wanted)
+        await client.abort("before", reason="why")
+        await to_thread.run_sync(trace, "before")
+        assert begun == []
+        waiting = asyncio.create_task(client.wait("after", 15))
+        tracing = asyncio.create_task(asyncio.to_thread(trace, "after"))
+        await until(lambda: begun == ["after"])
+        assert (await client.snapshot("after")).state == "STARTED"
+        await client.abort("after", reason="why")
+        with fail_after(10), pytest.raises(TaskAborted, match="why"):
+            await waiting
+        await tracing
+        assert (await client.snapshot("before")).state == "REVOKED"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
