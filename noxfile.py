@@ -29,7 +29,12 @@ def group(name: str) -> tuple[str, ...]:
 
 def run_tests(session: nox.Session) -> None:
     """Test what is installed; without the variable, Python would prefer the source."""
-    session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+    # Each process has a PostgreSQL and workers of its own.
+    processes = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+    session.run(
+        *("python", "-m", "pytest", *processes, *session.posargs),
+        env={"PYTHONSAFEPATH": "1"},
+    )
 
 
 @nox.session

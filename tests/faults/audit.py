@@ -53,6 +53,8 @@ class Audit:
     #: Seconds from a request that was made after the fault to that moment.
     longest_delay: float = 0.0
     seconds: float = 0.0
+    #: The ids of tasks whose message the broker has lost.
+    undelivered: list[str] = field(default_factory=list)
     #: What the sender had to try again, and how often.
     troubles: dict[str, int] = field(default_factory=dict)
 
@@ -109,6 +111,16 @@ class Case:
         return None
 
     @property
+    def is_undelivered(self) -> bool:
+        """Whether every message that workers got has led to a run, but one is missing."""
+        was_tried_only = self.item.kind == "retrying" and not any(
+            (*self.page.in_vain, *self.page.saw)
+        )
+        return self.page.received == len(self.page.saw) and (
+            not self.page.received or was_tried_only
+        )
+
+    @property
     def delay(self) -> float:
         """How long the request took to be seen; 0 if no body has seen it."""
         saw = max(self.page.saw, default=0)
@@ -123,10 +135,12 @@ def audit(
     bound: float,
     *,
     loses_results: bool = False,
+    loses_messages: bool = False,
 ) -> Audit:
     """Return what became of *items*; a look may be in vain for *bound* seconds.
 
-    *loses_results*: Celery may have, so that its row tells nothing.
+    *loses_results*: Celery may have, so that its row tells nothing. *loses_messages*:
+    the broker may have, so that nobody has run the task that settles the request.
     """
     items = list(items)
     rows = {
@@ -140,7 +154,9 @@ def audit(
         case = Case(item, page, *rows[item.task_id], visible)
         if item.is_asked:
             _count(result, case)
-        if problem := case.problem(bound, loses_results=loses_results):
+        if loses_messages and case.outcome is None and case.is_undelivered:
+            result.undelivered.append(item.task_id)
+        elif problem := case.problem(bound, loses_results=loses_results):
             result.losses.append(f"{problem}: {case}")
     return result
 

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
     )
+    group.addoption("--record", type=Path, help="write the report there, too")
     group.addoption("--seed", default=6, type=int, help="of the load")
 
 
@@ -103,8 +104,16 @@ async def _start(arena: Arena) -> None:
         await arena.redis.start()
     await create_database(arena.postgres, arena.database)
     arena.workers.append(Worker(arena.place, "prefork", arena.dsn))
+    # Every fault meets both result backends, side by side on the same tables.
     arena.workers.append(
-        Worker(arena.place, "threads", arena.dsn, pool="threads", concurrency=10)
+        Worker(
+            arena.place,
+            "threads",
+            arena.dsn,
+            pool="threads",
+            concurrency=10,
+            result_backend=f"aioabort+{arena.dsn}",
+        )
     )
     async with asyncio.TaskGroup() as group:
         for worker in arena.workers:
@@ -158,5 +167,8 @@ def pytest_terminal_summary(
     """Print the report."""
     if (arena := config.stash.get(ARENA, None)) is not None:
         terminalreporter.section("fault suite")
-        for line in report(arena):
+        lines = list(report(arena))
+        for line in lines:
             terminalreporter.write_line(line)
+        if path := config.getoption("record"):
+            path.write_text("".join(f"{line}\n" for line in lines))

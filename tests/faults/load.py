@@ -148,7 +148,7 @@ class Load:
         while (
             item.is_to_run
             and item.ending is None
-            and item.task_id not in self._diary.read()
+            and not self._diary.has_begun(item.task_id)
         ):
             await anyio.sleep(TICK)
         await anyio.sleep(item.delay)

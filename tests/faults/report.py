@@ -41,5 +41,7 @@ def report(arena: Arena) -> Iterator[str]:
     yield "outcomes: " + ", ".join(
         f"{count:,} {outcome}" for outcome, count in outcomes.most_common()
     )
+    if undelivered := sum(len(audit.undelivered) for audit in audits):
+        yield f"undelivered: {undelivered} messages that the broker has lost"
     yield from arena.notes
     yield "left behind: " + ("; ".join(arena.leaks) or "nothing")

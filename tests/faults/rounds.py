@@ -45,6 +45,9 @@ HALVES = """
 """
 
 
+FORGET = "DELETE FROM aioabort_request WHERE task_id = ANY(%s::text[])"
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is asked of a round."""
@@ -125,13 +128,14 @@ async def run_round(
     kinds: Mapping[str, int] = KINDS,
     cleaning: float = CLEANING,
     loses_results: bool = False,
+    loses_messages: bool = False,
 ) -> Audit:
     """Run a round with *workers*, whose results are at *dsn*; fail for any loss.
 
     The requests are made through *client_app*, or as the first of the workers would.
     *share* of the usual load is what they can take, of the *kinds*, and *cleaning* of
-    the tasks take their time to end. *loses_results*: as Celery
-    may, or it stores those of two deliveries of a task.
+    the tasks take their time to end. *loses_results*: as Celery may, or it stores those
+    of two deliveries of a task. *loses_messages*: as the broker may.
     """
     workers = arena.workers if workers is None else workers
     size, start = arena.size, clock()
@@ -161,7 +165,9 @@ async def run_round(
         fault,
         BOUND,
         loses_results=loses_results,
+        loses_messages=loses_messages,
     )
+    query(dsn or arena.dsn, FORGET, result.undelivered)
     result.seconds = clock() - start
     result.troubles = load.troubles
     arena.audits.append(result)

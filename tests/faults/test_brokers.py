@@ -1,8 +1,5 @@
 """The broker goes away and comes back."""
 
-import os
-import shutil
-import subprocess
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -10,6 +7,7 @@ import anyio
 import pytest
 
 from .processes import Redis
+from .rabbitmq import RabbitMQ
 from .rounds import Arena, run_round
 from .workers import Worker
 
@@ -28,9 +26,11 @@ OF_REDIS: dict[str, Any] = {
 
 @pytest.mark.skipif(not Redis.is_installed(), reason="redis-server is not installed")
 async def test_redis_restarts(arena: Arena) -> None:
-    """Redis is restarted with its data; tasks may be delivered twice.
+    """Redis is restarted with its data; tasks may be delivered twice, or never.
 
-    Workers are started again that Celery has ended when it could not reconnect.
+    kombu takes a message from a queue, and then notes it as not acknowledged: one that
+    Redis goes away between has been lost. Workers are started again that Celery has
+    ended when it could not reconnect.
     """
     workers = [
         Worker(arena.place, "redis", arena.dsn, **OF_REDIS),
@@ -55,48 +55,32 @@ async def test_redis_restarts(arena: Arena) -> None:
         group = await stack.enter_async_context(anyio.create_task_group())
         for worker in workers:
             group.start_soon(worker.keep_alive)
-        await run_round(arena, "Redis restarted", inject, workers)
+        await run_round(arena, "Redis restarted", inject, workers, loses_messages=True)
         group.cancel_scope.cancel()
 
 
-async def test_rabbitmq_connections_closed(arena: Arena) -> None:
-    """RabbitMQ closes all connections, as it does when it restarts.
-
-    Only those of a virtual host of our own: the server is the machine's.
-    """
-    host = f"aioabort-faults-{os.getpid()}"
-    _rabbitmqctl("add_vhost", host)
-    try:
-        _rabbitmqctl("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
-        url = f"amqp://guest:guest@127.0.0.1:5672/{host}"
-        worker = Worker(arena.place, "rabbitmq", arena.dsn, broker_url=url)
+@pytest.mark.skipif(RabbitMQ.program() is None, reason="no rabbitmq-server here")
+async def test_rabbitmq_restarts(arena: Arena) -> None:
+    """RabbitMQ is restarted with its queues; tasks may be delivered twice."""
+    rabbitmq = RabbitMQ(arena.subfolder("rabbitmq"))
+    async with AsyncExitStack() as stack:
+        stack.callback(rabbitmq.remove)
+        stack.push_async_callback(rabbitmq.stop)
+        await rabbitmq.start()
+        worker = Worker(arena.place, "rabbitmq", arena.dsn, broker_url=rabbitmq.url)
+        stack.push_async_callback(worker.stop)
         await worker.start()
 
         async def inject(seconds: float) -> None:
-            for _ in range(max(2, round(seconds))):
-                _rabbitmqctl("close_all_connections", "--vhost", host, "fault suite")
-                await anyio.sleep(1)
+            await rabbitmq.stop()
+            await anyio.sleep(seconds)
+            await rabbitmq.start()
 
-        try:
-            await run_round(
-                arena,
-                "RabbitMQ's connections closed",
-                inject,
-                [worker],
-                share=0.6,
-                loses_results=True,
-            )
-        finally:
-            await worker.stop()
-    finally:
-        _rabbitmqctl("delete_vhost", host)
-
-
-def _rabbitmqctl(*arguments: str) -> None:
-    program = shutil.which("rabbitmqctl", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("rabbitmqctl is not installed")
-    command = [program, "--quiet", "--timeout", "20", *arguments]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    if done.returncode:
-        pytest.skip(f"no RabbitMQ to be controlled here: {done.stderr.strip()[:200]}")
+        await run_round(
+            arena,
+            "RabbitMQ restarted",
+            inject,
+            [worker],
+            share=0.6,
+            loses_results=True,
+        )

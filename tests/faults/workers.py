@@ -51,6 +51,8 @@ SETTINGS: dict[str, Any] = {
 class Page:
     """What the diary says of one task."""
 
+    #: How often the broker has delivered it.
+    received: int = 0
     #: Of each run: when the body began.
     begun: list[float] = field(default_factory=list)
     #: Of each run that ended: when it looked in vain the last time, and saw the abort.
@@ -76,12 +78,19 @@ class Diary:
             match line.split():
                 case ["ready", name, _]:
                     self.ready.add(name)
+                case ["received", task_id]:
+                    self._pages[task_id].received += 1
                 case ["begin", task_id, moment]:
                     self._pages[task_id].begun.append(float(moment))
                 case ["end", task_id, in_vain, saw]:
                     self._pages[task_id].in_vain.append(float(in_vain))
                     self._pages[task_id].saw.append(float(saw))
         return self._pages
+
+    def has_begun(self, task_id: str) -> bool:
+        """Whether the body of the task has begun."""
+        page = self.read().get(task_id)
+        return page is not None and bool(page.begun)
 
     def forget(self) -> None:
         """Forget what was read."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import folder_broker  # noqa: F401 (makes the broker known to kombu)
 from celery import Celery, signals
 from celery.backends.database.session import SessionManager
+from celery.worker.request import Request
 
 from aioabort import AbortableTask, current_token
 
@@ -48,6 +49,12 @@ def note(*words: object) -> None:
 def tell(**_: object) -> None:
     """Tell the suite that the worker takes tasks."""
     note("ready", os.environ["AIOABORT_FAULTS_WORKER"], clock())
+
+
+@signals.task_received.connect
+def tell_of_delivery(request: Request, **_: object) -> None:
+    """Tell the suite that the broker has delivered a message."""
+    note("received", request.id)
 
 
 class Looks:
