@@ -299,10 +299,12 @@ class Monitor:
 
     def _forget(self, run: Run) -> None:
         self._kills.forget(run)
-        runs = self._runs[run.task_id]
-        runs.remove(run)
+        runs = self._runs.get(run.task_id, [])
+        # A time limit is a signal, which may come before the run could be watched.
+        if run in runs:
+            runs.remove(run)
         if not runs:
-            del self._runs[run.task_id]
+            self._runs.pop(run.task_id, None)
             self._watcher.unwatch(run.task_id)
 
 

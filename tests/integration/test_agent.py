@@ -12,6 +12,7 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 from celery import Celery
 from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
 
 from aioabort import AbortableTask
 from aioabort.postgres.store import Store
@@ -96,6 +97,37 @@ async def test_a_request_too_late_to_be_seen_is_settled_as_such(
     end_run(run)
     await begin(app)  # takes the look at the ended run with it
     await outcome_of(store, run.task_id, "too_late")
+
+
+async def test_a_run_that_a_signal_kept_from_being_watched(
+    dsn: str, make_app: MakeApp, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end does not keep those of others from being reported.
+
+    first: begins | soft time limit, before the agent is told | ends | second: ends
+    """
+    app = make_app(dsn, aioabort_poll_interval=3_600.0)
+    second = await begin(app)
+    await store.request([second.task_id])
+    agent = agent_for(app)
+    first = Run(Context(id=str(uuid4()), hostname="worker@host"), agent)
+
+    def interrupt(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patch, pytest.raises(SoftTimeLimitExceeded):
+        patch.setattr(agent, "_post", interrupt)
+        agent.begin(first)
+    # Both are collected at once, as the loop is woken by the first.
+    reports: list[Callable[[], None]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(agent, "_post", lambda act: reports.append(act) or True)
+        end_run(first, "RETRY")
+        end_run(second)
+    [collect] = reports
+    agent._post(collect)
+    await begin(app)  # takes the look at the ended run with it
+    await outcome_of(store, second.task_id, "too_late")
 
 
 async def test_one_look_serves_all_runs(app: Celery, store: Store) -> None:
