@@ -115,9 +115,10 @@ async def test_a_run_that_a_signal_kept_from_being_watched(
     def interrupt(*_: object) -> None:
         raise SoftTimeLimitExceeded
 
-    with monkeypatch.context() as patch, pytest.raises(SoftTimeLimitExceeded):
+    with monkeypatch.context() as patch:
         patch.setattr(agent, "_post", interrupt)
-        agent.begin(first)
+        with pytest.raises(SoftTimeLimitExceeded):
+            agent.begin(first)
     # Both are collected at once, as the loop is woken by the first.
     reports: list[Callable[[], None]] = []
     with monkeypatch.context() as patch:
