@@ -20,7 +20,7 @@ from aioabort.producer.client import AbortClient
 from aioabort.producer.shared import client_of_running_loop
 from aioabort.records import AbortReceipt, TaskSnapshot
 
-__all__ = ["abort", "snapshot", "wait"]
+__all__ = ["abort", "close", "snapshot", "wait"]
 
 #: Seconds that the end of the process may be held up by closing connections.
 STOP_TIMEOUT = 2.0
@@ -96,6 +96,19 @@ def snapshot(target: Any, *, app: Celery | None = None) -> TaskSnapshot[Any]:
     return _run(app or _app_of(target), lambda client: client.snapshot(target))
 
 
+def close() -> None:
+    """Close the connections of this process; the next call opens new ones.
+
+    Whoever waits in another thread gets ClientClosed. The end of the process does it,
+    too.
+    """
+    global _background
+    with _lock:
+        background, _background = _background, None
+    if background is not None:
+        background.stop()
+
+
 class Background:
     """A loop in a thread, on which other threads have coroutines run."""
 
@@ -110,7 +123,9 @@ class Background:
         try:
             return threads.run_on(self._loop, self._ended, act)
         except threads.LoopEnded as error:
-            raise ClientClosed("The process is going down") from error
+            raise ClientClosed(
+                "aioabort.sync was closed, or the process is going down"
+            ) from error
 
     def stop(self) -> None:
         """Close all connections and end the thread."""

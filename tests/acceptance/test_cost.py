@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from aioabort import sync
 from aioabort.worker.agent import stop_agents
 
 from .conftest import over_both_backends
@@ -40,8 +41,9 @@ async def test_worker_connects_with_its_first_abortable_task(
 
     With our own result backend, the results of all tasks are stored over it, too.
     """
-    # What this process itself has asked our result backend for, it keeps one for.
+    # What this process itself keeps, for our result backend and for tests before.
     stop_agents()
+    sync.close()
     slots = range(worker.concurrency)
     for _ in slots:
         worker.project.once.delay(str(place.folder))

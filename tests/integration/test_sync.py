@@ -16,7 +16,14 @@ from celery import Celery, states
 from celery.exceptions import ImproperlyConfigured
 from celery.result import AsyncResult, GroupResult
 
-from aioabort import AioabortError, InvalidRequest, WaitTimeout, sync
+from aioabort import (
+    AbortClient,
+    AioabortError,
+    ClientClosed,
+    InvalidRequest,
+    WaitTimeout,
+    sync,
+)
 
 CONNECTIONS = """
     SELECT count(*) FROM pg_stat_activity
@@ -65,8 +72,7 @@ print([sync.snapshot("one").state for _ in range(3)])
 def no_loop_left_behind() -> Iterator[None]:
     """A client left there would tell the metrics of later tests that it is cut off."""
     yield
-    sync._stop()
-    sync._background = None
+    sync.close()
 
 
 def background_threads() -> list[str]:
@@ -141,6 +147,33 @@ def test_threads_share_one_loop(app: Celery, dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         [count] = connection.execute(CONNECTIONS).fetchone() or [None]
     assert 2 <= count <= 11
+
+
+def test_closed_and_used_again(app: Celery, task_id: str, dsn: str) -> None:
+    """Connections and the thread are gone, who waits is told, and a call begins anew.
+
+    thread: waits | close() | thread: ClientClosed | abort(): connects
+    """
+    begun = threading.Event()
+
+    async def wait(client: AbortClient) -> Any:
+        begun.set()
+        return await client.wait(task_id)
+
+    sync.abort(task_id, app=app)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sync._run, app, wait)
+        assert begun.wait(5)
+        sync.close()
+        with pytest.raises(ClientClosed):
+            waiting.result(5)
+    assert background_threads() == []
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute(CONNECTIONS).fetchone() == (0,)
+    assert sync.abort(task_id, app=app).answer == "requested_before"
+    assert background_threads() == ["aioabort-sync"]
+    sync.close()
+    sync.close()
 
 
 async def test_an_event_loop_is_not_blocked(app: Celery) -> None:
