@@ -1,7 +1,9 @@
 """The report: faults survived, requests audited, lost, and the longest delay."""
 
+import platform
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from aioabort.watcher import SLOWER_WHEN_NOTIFIED
 
@@ -19,6 +21,14 @@ HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>
 def report(arena: Arena) -> Iterator[str]:
     """Yield the report's lines."""
     audits = arena.audits
+    packages = ("aioabort", "celery", "kombu", "asyncpg")
+    yield ", ".join(
+        [
+            f"Python {platform.python_version()}",
+            f"PostgreSQL {arena.programs.version}",
+            *(f"{name} {version(name)}" for name in packages),
+        ]
+    )
     yield HEADER
     outcomes: Counter[str] = Counter()
     for audit in audits:

@@ -45,7 +45,13 @@ HALVES = """
 """
 
 
-FORGET = "DELETE FROM aioabort_request WHERE task_id = ANY(%s::text[])"
+FORGET = """
+    WITH forgotten AS (
+        DELETE FROM aioabort_request WHERE task_id = ANY(%s::text[]) RETURNING task_id
+    )
+    DELETE FROM celery_taskmeta USING forgotten
+    WHERE celery_taskmeta.task_id = forgotten.task_id
+"""
 
 
 @dataclass(frozen=True)

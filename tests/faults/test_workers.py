@@ -12,20 +12,13 @@ import pytest
 
 from .postgres import query
 from .processes import becomes_true, children, spawn
-from .rounds import HALVES, Arena, run_round
+from .rounds import FORGET, HALVES, Arena, run_round
 from .workers import COLD, PROJECT, WARM, Worker
 
 KNOWN = """
     SELECT count(*) FILTER (WHERE task_id = ANY(%s::text[])),
            count(*) FILTER (WHERE task_id = ANY(%s::text[]))
     FROM aioabort_request
-"""
-FORGET = """
-    WITH forgotten AS (
-        DELETE FROM aioabort_request WHERE task_id = ANY(%s::text[]) RETURNING task_id
-    )
-    DELETE FROM celery_taskmeta USING forgotten
-    WHERE celery_taskmeta.task_id = forgotten.task_id
 """
 
 
