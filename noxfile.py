@@ -53,7 +53,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Try to lose an abort: ten minutes, two with --quick, an hour with --soak."""
+    """Try to lose an abort: a quarter of an hour, six minutes with --quick."""
     session.install(".", *group("tests"))
     session.run(
         *("python", "-m", "pytest", "tests/faults", *session.posargs),
