@@ -1,5 +1,6 @@
 """What the worker's main process records, in a thread beside those that it forks."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,47 @@ recording = parent._recording
 assert recording is None or recording.wait(30)
 print(sorted(sys.modules.keys() - before))
 """
+
+#: Each process is as the main one before it has recorded anything.
+FORKS = """
+import os, signal, ssl, sys, threading, time
+from aioabort.worker import parent
+
+def connect():
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+def status_of(act):
+    child = os.fork()
+    if not child:
+        signal.alarm(2)
+        act()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+def fork_while_connecting():
+    thread = threading.Thread(target=connect)
+    thread.start()
+    end = time.perf_counter() + delay
+    while time.perf_counter() < end:
+        pass
+    os._exit(status_of(connect) != 0)
+
+for step in range(60):
+    delay = step * 0.0001
+    if status_of(fork_while_connecting):
+        sys.exit(f"a child that was forked after {delay:.4f} s waits for ever")
+"""
+
+
+def test_fork_while_the_thread_connects() -> None:
+    """A child that is forked while an end is recorded can connect, too.
+
+    Closes: the thread uses OpenSSL for the first time, under its locks | fork | the
+    child's agent waits for a lock that nobody will release
+    """
+    command = [sys.executable, "-W", "ignore:This process", "-c", FORKS]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_recording_imports_nothing(
