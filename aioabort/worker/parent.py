@@ -8,11 +8,9 @@ PostgreSQL is away there is the thread only, which sleeps and holds nothing open
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 from celery import Celery, signals, states
@@ -60,14 +58,6 @@ class End:
         app: Celery = self.task.app
         return app
 
-
-# Others import these when they first need them. A child that is forked in the middle of
-# an import inherits its lock, and waits for ever when it needs the module itself.
-for _name in ("anyio._backends._asyncio", "encodings.idna"):
-    import_module(_name)
-
-# So it is with the locks that OpenSSL holds for the milliseconds of its first use.
-ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 _ends: deque[End] = deque(maxlen=MOST_ENDS)
 _recording: threads.Event | None = None

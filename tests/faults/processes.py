@@ -50,6 +50,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens on *port* of the loopback."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 async def becomes_true(condition: Callable[[], object], bound: float = BOUND) -> None:
     """Return when *condition* holds; raise TimeoutError if it does not in time."""
     deadline = monotonic() + bound
@@ -188,7 +194,7 @@ class PgBouncer:
         self._process = spawn(
             program, self._folder / "ini", log=self._folder / "log", **account
         )
-        await becomes_true(self._listens)
+        await becomes_true(lambda: listens(self._port))
 
     async def stop(self) -> None:
         """Stop it, with all that goes through it."""
@@ -197,7 +203,3 @@ class PgBouncer:
             self._process.send_signal(signal.SIGQUIT)
             await ended(self._process)
             self._process = None
-
-    def _listens(self) -> bool:
-        with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", self._port)) == 0

@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
-from .processes import becomes_true, ended, free_port, spawn
+from .processes import becomes_true, ended, free_port, listens, spawn
 
 #: Where Debian keeps the program; what it puts into the path changes to an account of
 #: its own, with that account's folders.
@@ -42,11 +41,11 @@ class RabbitMQ:
         if self._epmd is None:
             # The node would start one that outlives it.
             self._epmd = spawn("epmd", log=self._folder / "epmd.log", env=environment)
-            await becomes_true(lambda: _listens(self._epmd_port))
+            await becomes_true(lambda: listens(self._epmd_port))
         program = self.program()
         assert program is not None
         self._process = spawn(program, log=self._folder / "log", env=environment)
-        await becomes_true(lambda: _listens(self._port), BOUND)
+        await becomes_true(lambda: listens(self._port), BOUND)
 
     async def stop(self) -> None:
         """Stop it, its queues written."""
@@ -84,8 +83,3 @@ class RabbitMQ:
                 "-kernel inet_dist_use_interface {127,0,0,1}"
             ),
         }
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0

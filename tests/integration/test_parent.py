@@ -34,7 +34,7 @@ print(sorted(sys.modules.keys() - before))
 #: Each process is as the main one before it has recorded anything.
 FORKS = """
 import os, signal, ssl, sys, threading, time
-from aioabort.worker import parent
+import aioabort
 
 def connect():
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -63,7 +63,7 @@ for step in range(60):
 
 
 def test_fork_while_the_thread_connects() -> None:
-    """A child that is forked while an end is recorded can connect, too.
+    """A child that is forked while a thread connects can connect, too.
 
     Closes: the thread uses OpenSSL for the first time, under its locks | fork | the
     child's agent waits for a lock that nobody will release
