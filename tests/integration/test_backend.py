@@ -379,7 +379,8 @@ def test_tables_of_an_older_celery_get_their_columns(
 ) -> None:
     """Columns that an older Celery did not have are added.
 
-    No index is: with many rows, to build it takes longer than a process can wait for.
+    With many rows, to build the index takes longer than a process can wait for: only
+    the printed statements have it.
     """
     rows(dsn, OLD_TABLES)
     is_first = by == "first use"
