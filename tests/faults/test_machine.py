@@ -343,14 +343,19 @@ def test_any_order(
     app = make_app(dsn)
     app.backend.session_manager.forked = True
     machine = type("TheMachine", (Machine,), {"app": app})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=15 if pytestconfig.getoption("quick") else 60,
-            stateful_step_count=30,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    try:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=15 if pytestconfig.getoption("quick") else 60,
+                stateful_step_count=30,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        # Which Celery keeps for the life of a process.
+        for engine in app.backend.session_manager._engines.values():
+            engine.dispose()
