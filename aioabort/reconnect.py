@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from copy import copy
 from time import monotonic
 from typing import Never
 
@@ -23,7 +24,8 @@ class Connectivity:
         self.server: str = "PostgreSQL"
         self.trouble: StoreError | None = None
         #: The latest trouble, also when it is over, and when it was, by time.monotonic.
-        self.last_error: StoreError | None = None
+        #: As text: the error itself would keep all alive that it was raised through.
+        self.last_error: str | None = None
         self.last_error_at: float = 0.0
         self._user = user
         self._longest_delay = max(FIRST_DELAY, longest_delay)
@@ -40,9 +42,15 @@ class Connectivity:
         """Note that a statement or the connection failed."""
         if self.trouble is None:
             logger.warning("%s: %s; trying again until it answers", self._user, error)
-        self.trouble = self.last_error = error
+        self.trouble = error
+        self.last_error = str(error)
         self.last_error_at = monotonic()
         telemetry.reconnecting(self._user)
+
+    def raise_trouble(self) -> None:
+        """Raise the trouble, if there is any."""
+        if self.trouble is not None:
+            raise own(self.trouble)
 
     def next_delay(self) -> float:
         """Return how long to wait before the next try: full jitter, doubling.
@@ -52,6 +60,16 @@ class Connectivity:
         delay = random.uniform(0, self._delay)  # noqa: S311
         self._delay = min(self._delay * 2, self._longest_delay)
         return delay
+
+
+def own(error: StoreError) -> StoreError:
+    """Return *error* for one of those whom it concerns.
+
+    Raised by each of them, one error would get the tracebacks of them all.
+    """
+    copied = copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 async def keep_running(

@@ -52,7 +52,8 @@ def _decode_payload(payload: bytes | None, backend: Any) -> Any:
 def value_of(snapshot: TaskSnapshot[Any]) -> Any:
     """Return the value of a task that has ended, or raise the error that ended it."""
     if snapshot.state in states.PROPAGATE_STATES:
-        raise _error_of(snapshot)
+        # A backend may decode it once for all who wait; each adds to its traceback.
+        raise _error_of(snapshot).with_traceback(None)
     if snapshot.state == states.SUCCESS:
         return snapshot.result
     # It stores no result: how the request ended is all that is known.

@@ -112,7 +112,7 @@ class Connections:
             * (SLOWER_WHEN_NOTIFIED if is_notified else 1),
             waiters=self.hub.size,
             is_connected=is_connected and not any(health.trouble for health in both),
-            last_error=str(latest) if latest is not None else None,
+            last_error=latest,
         )
 
     def _open(self) -> tuple[Store, Results]:

@@ -11,7 +11,7 @@ from typing import Protocol
 from aioabort import telemetry
 from aioabort.exceptions import ClientClosed, StoreError, StoreUnavailable
 from aioabort.producer.pace import polling
-from aioabort.reconnect import Connectivity
+from aioabort.reconnect import Connectivity, own
 from aioabort.records import TaskRow
 from aioabort.watcher import Watcher
 
@@ -129,7 +129,7 @@ class Hub:
         except StoreUnavailable:
             raise
         except StoreError as error:
-            await _wake((waiter, error) for waiter in self._waiters(task_ids))
+            await _wake((waiter, own(error)) for waiter in self._waiters(task_ids))
             return
         self.health.recovered()
         await _wake(self._answers(rows))

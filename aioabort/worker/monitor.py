@@ -85,8 +85,7 @@ class Monitor:
     async def end_now(self, run: Run) -> None:
         """Do all that the end of *run* asks for; raises StoreError if that has to wait."""
         self.end(run)
-        if self._connectivity.trouble is not None:
-            raise self._connectivity.trouble
+        self._connectivity.raise_trouble()
         store = await self._connected_store()
         await self._look(store, [run.task_id])
         await self._reports.send(store)
@@ -97,8 +96,7 @@ class Monitor:
 
     async def ask(self, task_id: str) -> TaskRow | None:
         """Return the row of a task that need not run here, if it was asked to stop."""
-        if self._connectivity.trouble is not None:
-            raise self._connectivity.trouble
+        self._connectivity.raise_trouble()
         store = await self._connected_store()
         return (await store.observe([task_id])).get(task_id)
 
@@ -176,9 +174,8 @@ class Monitor:
         return self._store
 
     def _raise_if_refused(self) -> None:
-        trouble = self._connectivity.trouble
-        if trouble is not None and not isinstance(trouble, StoreUnavailable):
-            raise trouble
+        if not isinstance(self._connectivity.trouble, StoreUnavailable):
+            self._connectivity.raise_trouble()
 
     async def run(self) -> Never:
         """Watch and report, for ever."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from traceback import walk_tb
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -253,6 +254,26 @@ async def test_a_refusal_is_raised_for_each(app: Celery, database: Database) -> 
         with fail_after(10):
             errors = await client.gather(["a", "b"], return_exceptions=True)
         assert [type(error) for error in errors] == [StoreError] * 2
+
+
+async def test_a_refusal_has_one_traceback_for_each(
+    app: Celery, database: Database
+) -> None:
+    """However many are told, to no traceback is added what the others do."""
+    async with AbortClient(app) as client:
+        await database.execute("DROP TABLE aioabort_request")
+        with fail_after(10):
+            alone = await client.gather(["a"], return_exceptions=True)
+            errors = await client.gather(new_ids(100), return_exceptions=True)
+    one, many = ({length(error) for error in raised} for raised in (alone, errors))
+    assert many == one
+    driver_error = asyncpg.UndefinedTableError
+    assert all(isinstance(error.__cause__, driver_error) for error in errors)
+
+
+def length(error: BaseException) -> int:
+    """Return through how many frames it was raised."""
+    return len(list(walk_tb(error.__traceback__)))
 
 
 Wait = Callable[[Any], Awaitable[object]]

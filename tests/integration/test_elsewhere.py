@@ -32,6 +32,7 @@ from aioabort.postgres.store import Store, open_store
 from aioabort.producer import elsewhere
 from aioabort.settings import read_settings
 from tests.integration.conftest import Network
+from tests.integration.steps import are_awaited
 
 REDIS = os.environ.get("AIOABORT_TEST_REDIS", "redis://127.0.0.1:6379/7")
 
@@ -112,6 +113,21 @@ async def test_errors_are_raised(client: AbortClient) -> None:
         await client.wait(failed)
     with fail_after(10), pytest.raises(TaskAborted, match="by alice: why"):
         await client.wait(aborted)
+
+
+async def test_an_error_is_raised_for_each(client: AbortClient, task_id: str) -> None:
+    """Who is told first adds nothing to the traceback of the last one."""
+
+    async def traceback() -> int:
+        with pytest.raises(KeyError) as caught:
+            await client.wait(task_id)
+        return len(caught.traceback)
+
+    waiting = [asyncio.create_task(traceback()) for _ in range(50)]
+    await are_awaited(client, 50)
+    await put(client.app, task_id, KeyError("k"), states.FAILURE)
+    with fail_after(10):
+        assert len(set(await asyncio.gather(*waiting))) == 1
 
 
 async def test_a_notification_ends_the_wait(
