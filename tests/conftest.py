@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -23,6 +24,19 @@ from aioabort import AbortClient
 from aioabort.testing.postgres import dsn_of, throwaway_postgres
 
 DSN_VARIABLE = "AIOABORT_TEST_DSN"
+
+
+def pytest_configure() -> None:
+    """Heed the signals that a shell has its background jobs ignore.
+
+    Programs under test would inherit that, and are sent some.
+    """
+    for request, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(request) is signal.SIG_IGN:
+            signal.signal(request, handler)
 
 
 class Server(Protocol):

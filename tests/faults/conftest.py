@@ -27,7 +27,7 @@ ARENA = pytest.StashKey[Arena]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of this suite."""
     group = parser.getgroup("faults")
-    group.addoption("--quick", action="store_true", help="about two minutes")
+    group.addoption("--quick", action="store_true", help="about six minutes")
     group.addoption(
         "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
     )

@@ -1,8 +1,11 @@
 """What is left after it all: there should be nothing."""
 
 import gc
+import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,7 @@ UNSETTLED = "SELECT count(*) FROM aioabort_request WHERE outcome IS NULL"
 class Belongings:
     """What this process has open."""
 
-    files: int
+    files: Counter[str]
     threads: frozenset[str]
 
     @classmethod
@@ -29,7 +32,7 @@ class Belongings:
         """Return what it has now."""
         gc.collect()
         return cls(
-            len(list(Path("/proc/self/fd").iterdir())),
+            Counter(_open_files()),
             frozenset(thread.name for thread in threading.enumerate()),
         )
 
@@ -68,12 +71,15 @@ def of_connections(postgres: Postgres) -> Iterator[str]:
 def of_this_process(before: Belongings) -> Iterator[str]:
     """Yield what this process has more of than *before*."""
     now = Belongings.now()
-    if now.files > before.files:
-        links = [
-            str(path.readlink())
-            for path in Path("/proc/self/fd").iterdir()
-            if path.is_symlink()
-        ]
-        yield f"{before.files} files here, then {now.files}: {sorted(links)[-8:]}"
+    if now.files.total() > before.files.total():
+        more_files = (now.files - before.files).elements()
+        yield f"files here: {', '.join(sorted(more_files))}"
     if more := now.threads - before.threads:
         yield f"threads here: {sorted(more)}"
+
+
+def _open_files() -> Iterator[str]:
+    """Yield the name of each open file, and of a pipe or a socket what it is."""
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the folder itself is closed by now
+            yield re.sub(r":\[\d+\]$", "", link.readlink().name)

@@ -199,7 +199,7 @@ class PgBouncer:
     async def stop(self) -> None:
         """Stop it, with all that goes through it."""
         if self._process is not None:
-            # Its other signals have it wait for its clients; older releases die of it.
-            self._process.send_signal(signal.SIGQUIT)
+            # Which signals have it wait for its clients, depends on its release.
+            self._process.kill()
             await ended(self._process)
             self._process = None
