@@ -120,10 +120,17 @@ async def _workers(place: Place, dsn: str, workers: int) -> None:
         place.records.add(
             SUBJECT, "abort to seen", ours.NOTIFIED, times, workers=workers
         )
+        used = await observed.cpu()
         times = await _times(notify, place.pick(60, 20))
         place.records.add(
             SUBJECT, "a notification", ours.NOTIFIED, times, workers=workers
         )
+        if used:
+            used = (await observed.cpu() - used) / len(times)
+            place.records.add(
+                *(SUBJECT, "the server's cpu for it", ours.NOTIFIED, [used]),
+                workers=workers,
+            )
         place.records.add(
             *(SUBJECT, "connections", ours.NOTIFIED, [await observed.connections()]),
             unit="",

@@ -5,7 +5,7 @@ import platform
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +52,8 @@ CONNECTIONS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = $1 AND application_name <> $2
 """
+
+BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = $1"
 
 
 @dataclass
@@ -132,6 +134,17 @@ class Observer:
         return int(
             await self._connection.fetchval(CONNECTIONS, self._database, without)
         )
+
+    async def cpu(self) -> float:
+        """Return the seconds of processor that those connections' backends have used.
+
+        0 if nobody tells, as of a server on another machine.
+        """
+        backends = await self._connection.fetch(BACKENDS, self._database)
+        paths = [Path(f"/proc/{backend['pid']}/schedstat") for backend in backends]
+        with suppress(OSError):
+            return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
+        return 0.0
 
 
 @asynccontextmanager
