@@ -32,6 +32,9 @@ from aioabort.worker.run import Run
 
 ASK_TIMEOUT = 5.0
 
+#: Runs here that one notification names, from which on it may be one of several.
+MANY = 100
+
 #: In an outage, the runs that end are kept to be settled after it, up to this many.
 MOST_RUNS = 10_000
 
@@ -218,14 +221,26 @@ class Monitor:
         telemetry.mode("worker", "poll")
         await self._has_begun.wait()
         if self._settings.notify:
-            on_hint = self._watcher.on_hint
             await keep_listening(
                 link,
                 self._settings.listen_dsn,
                 store.request_channel,
-                on_hint,
+                self._on_hint,
                 self._on_listening,
             )
+
+    def _on_hint(self, task_ids: list[str] | None) -> None:
+        """Look at those of *task_ids* that run here; at all that do if they are many.
+
+        More requests than one notification names are committed before the first of
+        these. Looked at by name, those of the first one would stop, and their threads
+        store results, before the others are heard of: they would wait for a turn
+        among all those.
+        """
+        if task_ids is not None and len(self._runs.keys() & task_ids) >= MANY:
+            self._watcher.hint(self._runs)
+        else:
+            self._watcher.on_hint(task_ids)
 
     async def _until_suspect(self) -> None:
         """Raise StoreUnavailable when a statement of a task's own has failed."""

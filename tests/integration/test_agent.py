@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 
 from aioabort import AbortableTask
+from aioabort.postgres.hints import decode_hint, encode_hints
 from aioabort.postgres.store import Store
 from aioabort.worker.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     import asyncpg
 
 MakeApp = Callable[..., Celery]
+
+#: So long that a test which depends on the poll would time out.
+NEVER_POLLED = 3_600.0
 
 AGENTS = """
     SELECT count(*) FROM pg_stat_activity
@@ -140,6 +145,32 @@ async def test_one_look_serves_all_runs(app: Celery, store: Store) -> None:
     await store.hint_workers(asked)
     await until(lambda: all(run.aborted for run in runs[::2]))
     assert not any(run.aborted for run in runs[1::2])
+
+
+async def test_the_first_of_several_notifications_speaks_for_all(
+    dsn: str, make_app: MakeApp, store: Store
+) -> None:
+    """Those who are named by it do not keep the others from being stopped.
+
+    notification 1 of 3 | look | 200 coroutines are cancelled | 200 threads store
+    results, and the loop waits for its turn | notification 2 of 3
+    """
+    app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
+    with ThreadPoolExecutor(20) as threads:
+        runs = list(threads.map(start_run, [app] * 500))
+    await until(lambda: polls_slowly(app))
+    ids = [run.task_id for run in runs]
+    await store.request(ids)
+    first, *others = encode_hints(ids)
+    assert others
+    await store.hint_workers(decode_hint(first) or [])
+    await until(lambda: all(run.aborted for run in runs))
+
+
+def polls_slowly(app: Celery) -> bool:
+    """Whether the agent hears notifications, and has looked at all since it does."""
+    due_at = agent_for(app)._monitor._watcher._all.due_at
+    return due_at - monotonic() > NEVER_POLLED
 
 
 async def test_an_outage_reaches_no_task(
