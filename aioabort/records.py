@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from celery import states
@@ -165,10 +166,12 @@ class AbortReceipt:
             )
         return self.follower
 
-    def __getstate__(self) -> list[Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Leave the client behind: it belongs to this process and its loop."""
-        names = (each.name for each in fields(self))
-        return [None if name == "follower" else getattr(self, name) for name in names]
+        # A __getstate__ of ours is replaced by older patches of Python 3.11.
+        facts = {each.name: getattr(self, each.name) for each in fields(self)}
+        del facts["follower"]
+        return partial(type(self), **facts), ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
