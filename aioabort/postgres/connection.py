@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,11 +15,10 @@ from aioabort.dsn import Dsn
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.statements import SERVER_PID
 
-# Others import and set up these when a thread first connects. A child that is forked in
-# the middle of that inherits their locks, and waits for ever when it connects itself.
+# Others import these when a thread first connects, the second in one of the loop's own. A
+# child that is forked in the middle of that waits for ever when it connects itself.
 for _name in ("anyio._backends._asyncio", "encodings.idna"):
     import_module(_name)
-ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 CONNECT_TIMEOUT = 10.0
 

@@ -6,7 +6,6 @@ a thread nor a connection: each lives as long as there is something to record. W
 PostgreSQL is away there is the thread only, which sleeps and holds nothing open.
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from aioabort.postgres.store import Store, open_store
 from aioabort.records import AbortRequest, Outcome
 from aioabort.settings import read_settings
 from aioabort.signals import task_aborted
+from aioabort.worker.forks import run_between_forks
 from aioabort.worker.workflow import end_what_follows
 
 #: How long the end of the worker may be held up by what is still to be recorded.
@@ -96,8 +96,7 @@ def _record_all() -> None:
 def _record_now(ends: Sequence[End]) -> None:
     """Record *ends*, of one app; raises StoreUnavailable if that may succeed later."""
     try:
-        with asyncio.Runner(loop_factory=threads.new_event_loop) as runner:
-            runner.run(_record(ends[0].app, ends))
+        run_between_forks(_record(ends[0].app, ends))
     except ImproperlyConfigured:
         pass  # told by whoever runs a task
     except StoreUnavailable:

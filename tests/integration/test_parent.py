@@ -34,26 +34,26 @@ print(sorted(sys.modules.keys() - before))
 #: Each process is as the main one before it has recorded anything.
 FORKS = """
 import os, signal, ssl, sys, threading, time
-import aioabort
+from aioabort.worker.forks import run_between_forks
 
-def connect():
+async def connect():
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 def status_of(act):
     child = os.fork()
     if not child:
-        signal.alarm(2)
+        signal.alarm(10)
         act()
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
 def fork_while_connecting():
-    thread = threading.Thread(target=connect)
+    thread = threading.Thread(target=lambda: run_between_forks(connect()))
     thread.start()
     end = time.perf_counter() + delay
     while time.perf_counter() < end:
         pass
-    os._exit(status_of(connect) != 0)
+    os._exit(status_of(lambda: run_between_forks(connect())) != 0)
 
 for step in range(60):
     delay = step * 0.0001
@@ -61,16 +61,88 @@ for step in range(60):
         sys.exit(f"a child that was forked after {delay:.4f} s waits for ever")
 """
 
+#: Exits with 1 if a child was forked in the middle of a step.
+FORK = """
+import os, sys, threading, time
+from aioabort.worker.forks import run_between_forks
+
+held, stepping, forked = threading.Lock(), threading.Event(), threading.Event()
+
+async def step():
+    with held:
+        stepping.set()
+        # If the fork does not wait, it is over by then.
+        forked.wait(0.5)
+
+thread = threading.Thread(target=lambda: run_between_forks(step()))
+thread.start()
+stepping.wait()
+child = os.fork()
+if not child:
+    os._exit(held.locked())
+forked.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+#: Forks while a loop waits for what comes after the fork, and runs one in the child.
+AWAIT = """
+import asyncio, os, sys, threading
+from aioabort.worker import forks
+
+forks.LONGEST_WAIT = 3_600
+loops, waiting = [], asyncio.Event()
+
+async def wait():
+    loops.append(asyncio.get_running_loop())
+    loops[0].call_soon(idle.set)
+    await waiting.wait()
+
+async def nothing():
+    await asyncio.sleep(0)
+
+idle = threading.Event()
+thread = threading.Thread(target=lambda: forks.run_between_forks(wait()))
+thread.start()
+idle.wait()
+child = os.fork()
+if not child:
+    forks.run_between_forks(nothing())
+    os._exit(0)
+loops[0].call_soon_threadsafe(waiting.set)
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def run(script: str) -> tuple[int, str]:
+    command = [sys.executable, "-W", "ignore:This process", "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, check=False, text=True, timeout=BOUND * 6
+    )
+    return done.returncode, done.stderr
+
 
 def test_fork_while_the_thread_connects() -> None:
     """A child that is forked while a thread connects can connect, too.
 
-    Closes: the thread uses OpenSSL for the first time, under its locks | fork | the
-    child's agent waits for a lock that nobody will release
+    Closes: the thread uses OpenSSL, under its locks | fork | the child's agent waits
+    for a lock that nobody will release
     """
-    command = [sys.executable, "-W", "ignore:This process", "-c", FORKS]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run(FORKS) == (0, "")
+
+
+def test_a_fork_waits_for_the_end_of_a_step() -> None:
+    """Whatever the thread holds while it does not await, no child inherits.
+
+    Closes: the thread takes a lock | fork | the child waits for it
+    """
+    assert run(FORK) == (0, "")
+
+
+def test_a_fork_does_not_wait_for_what_is_awaited() -> None:
+    """A server that does not answer holds up no fork, and the child has a loop."""
+    assert run(AWAIT) == (0, "")
 
 
 async def test_recording_imports_nothing(
