@@ -15,7 +15,7 @@ from aioabort.dsn import Dsn
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.statements import SERVER_PID
 
-# Others import these when a thread first connects, the second in one of the loop's own. A
+# Others import these when a thread first connects, the second in a thread of its loop. A
 # child that is forked in the middle of that waits for ever when it connects itself.
 for _name in ("anyio._backends._asyncio", "encodings.idna"):
     import_module(_name)

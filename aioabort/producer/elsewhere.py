@@ -94,7 +94,7 @@ class Elsewhere:
         if not isinstance(row, ForeignRow):
             return from_meta(row, {"status": row.state or states.PENDING})
         if row.error is not None:
-            raise row.error
+            raise row.error.with_traceback(None)  # it is raised by all who wait
         return from_meta(row, row.meta)
 
     async def _rows(

@@ -9,6 +9,7 @@ import os
 import selectors
 import threading
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from aioabort import threads
@@ -46,13 +47,14 @@ os.register_at_fork(
 def run_between_forks(coroutine: Coroutine[Any, Any, T]) -> T:
     """Return what *coroutine* comes to, on a loop of its own.
 
-    Where it awaits, this process may be forked; where it blocks, a fork waits a second.
+    Where it awaits, this process may be forked; where it blocks, a fork waits, but for
+    a second at most.
     """
-    if threads.are_green():
-        # That pool forks nothing.
-        with asyncio.Runner(loop_factory=threads.new_event_loop) as runner:
-            return runner.run(coroutine)
-    with _gate.lock, asyncio.Runner(loop_factory=_new_loop) as runner:
+    # Under gevent, a pool that forks nothing, the loop is another one.
+    is_green = threads.are_green()
+    new_loop = threads.new_event_loop if is_green else _new_loop
+    gate = nullcontext() if is_green else _gate.lock
+    with gate, asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(coroutine)
 
 

@@ -83,7 +83,7 @@ async def _crowd(place: Place, board: Board, dsn: str) -> None:
     async with ours.open_client(dsn) as client:
         for _ in range(place.pick(3, 1)):
             # A new one each time: Celery's backend stores the ends of them all over as
-            # many new connections, from as many threads, and that takes it minutes.
+            # many new connections, from as many threads, for more than half a minute.
             async with celery_worker(place, board, dsn, "threads", CROWD) as worker:
                 times = await _stop_all(client, board, worker)
             add = partial(place.records.add, SUBJECT, "abort to stop", ours.NOTIFIED)

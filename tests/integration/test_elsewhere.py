@@ -6,6 +6,7 @@ There is no worker here: a test stores results as a worker would.
 import asyncio
 import os
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -118,12 +119,12 @@ async def test_errors_are_raised(client: AbortClient) -> None:
 async def test_an_error_is_raised_for_each(client: AbortClient, task_id: str) -> None:
     """Who is told first adds nothing to the traceback of the last one."""
 
-    async def traceback() -> int:
+    async def frames() -> int:
         with pytest.raises(KeyError) as caught:
             await client.wait(task_id)
         return len(caught.traceback)
 
-    waiting = [asyncio.create_task(traceback()) for _ in range(50)]
+    waiting = [asyncio.create_task(frames()) for _ in range(50)]
     await are_awaited(client, 50)
     await put(client.app, task_id, KeyError("k"), states.FAILURE)
     with fail_after(10):
@@ -289,9 +290,15 @@ async def test_what_cannot_be_decoded_is_an_error_of_that_task_alone(
         calls = client.wait(bad), client.wait(good), client.snapshot(bad)
         with fail_after(10):
             answers = await asyncio.gather(*calls, return_exceptions=True)
+        with fail_after(10):
+            errors = await asyncio.gather(
+                *(client.wait(bad) for _ in range(50)), return_exceptions=True
+            )
     assert isinstance(answers[0], DecodeError)
     assert answers[1] == 1
     assert isinstance(answers[2], DecodeError)
+    # Who is told first adds nothing to the traceback of the last one.
+    assert all(len(traceback.extract_tb(error.__traceback__)) < 50 for error in errors)
 
 
 async def test_results_flow_while_postgresql_is_away(

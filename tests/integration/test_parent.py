@@ -34,7 +34,10 @@ print(sorted(sys.modules.keys() - before))
 #: Each process is as the main one before it has recorded anything.
 FORKS = """
 import os, signal, ssl, sys, threading, time
+from aioabort.worker import forks
 from aioabort.worker.forks import run_between_forks
+
+forks.LONGEST_WAIT = 3_600
 
 async def connect():
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -63,8 +66,11 @@ for step in range(60):
 
 #: Exits with 1 if a child was forked in the middle of a step.
 FORK = """
-import os, sys, threading, time
+import os, sys, threading
+from aioabort.worker import forks
 from aioabort.worker.forks import run_between_forks
+
+forks.LONGEST_WAIT = 3_600
 
 held, stepping, forked = threading.Lock(), threading.Event(), threading.Event()
 
