@@ -1,5 +1,9 @@
 """What is run to check aioabort; every session installs what it needs."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -20,6 +24,13 @@ MATRIX = {
     "3.13": ("celery>=5.7",),
     "3.14": ("celery>=5.7",),
 }
+NEWEST = MATRIX["3.14"]
+#: That of every second worker of the fault suite: the first on which no signal handler
+#: runs in a process that a thread has forked, while it computes.
+OTHER_PYTHON = "3.13"
+#: The Python that runs nox.
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER_PYTHONS = [python for python in MATRIX if python != THIS_PYTHON]
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -27,38 +38,86 @@ def group(name: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(PROJECT, name)
 
 
-def run_tests(session: nox.Session) -> None:
+def install_tests(session: nox.Session, python: str = THIS_PYTHON) -> None:
+    """Install aioabort and its tests, with the Celery of the age of *python*."""
+    session.install(".", *group("tests"), *MATRIX.get(python, NEWEST))
+
+
+def run_tests(session: nox.Session, *runner: str) -> None:
     """Test what is installed; without the variable, Python would prefer the source."""
     # Each process has a PostgreSQL and workers of its own.
     processes = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
     session.run(
-        *("python", "-m", "pytest", *processes, *session.posargs),
+        *(*(runner or ("python",)), "-m", "pytest", *processes, *session.posargs),
         env={"PYTHONSAFEPATH": "1"},
     )
+
+
+def run_covered(session: nox.Session) -> None:
+    """Run the tests under coverage, and fail below the share in pyproject.toml."""
+    session.run("coverage", "erase")
+    run_tests(session, "coverage", "run")
+    session.run("coverage", "combine", "--quiet")
+    # Some of the tests cannot reach what all of them must.
+    share = ("--fail-under=0",) if session.posargs else ()
+    session.run("coverage", "report", *share)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox."""
-    session.install(".", *group("tests"))
-    run_tests(session)
+    install_tests(session)
+    if os.environ.get("AIOABORT_TEST_COVERAGE") == "1":
+        run_covered(session)
+    else:
+        run_tests(session)
 
 
-@nox.session(python=list(MATRIX))
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests under coverage; too few lines that run in one of them are an error."""
+    install_tests(session)
+    run_covered(session)
+
+
+@nox.session(python=OTHER_PYTHONS)
 def matrix(session: nox.Session) -> None:
-    """Run the tests on one Python, with the Celery of its age."""
-    session.install(".", *group("tests"), *MATRIX[str(session.python)])
+    """Run the tests on another Python, with the Celery of its age."""
+    install_tests(session, str(session.python))
     run_tests(session)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Try to lose an abort: a quarter of an hour, six minutes with --quick."""
-    session.install(".", *group("tests"))
+    """Try to lose an abort: half an hour, eight minutes with --quick.
+
+    Every second worker runs on another Python, if that is installed.
+    """
+    session.install(".", *group("tests"), *NEWEST)
+    other = other_python(session)
     session.run(
-        *("python", "-m", "pytest", "tests/faults", *session.posargs),
+        *("python", "-m", "pytest", "tests/faults", *other, *session.posargs),
         env={"PYTHONSAFEPATH": "1"},
     )
+
+
+def other_python(session: nox.Session) -> tuple[str, ...]:
+    """Install what workers need for OTHER_PYTHON; return the option that names it."""
+    program = shutil.which(f"python{OTHER_PYTHON}")
+    # That of pyenv is there even if its version is not chosen.
+    if program is None or subprocess.run([program, "-c", ""], check=False).returncode:
+        session.warn(f"all workers run on the same Python: no {OTHER_PYTHON} found")
+        return ()
+    folder = Path(session.virtualenv.location) / f"other-{OTHER_PYTHON}"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        session.run(program, "-m", "venv", folder, external=True)
+    # kombu needs packaging for Redis, and does not say so.
+    drivers = ("packaging", "psycopg[binary]", "redis", "sqlalchemy")
+    packages = (".", *drivers, "gevent", *NEWEST)
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    session.run(python, *pip, *packages, external=True)
+    return (f"--other-python={python.absolute()}",)
 
 
 @nox.session
@@ -74,7 +133,7 @@ def demo(session: nox.Session) -> None:
     session.install(".[demo]")
     session.run(
         *("python", "-m", "aioabort.demo", *session.posargs),
-        # After Ctrl-C it ends a worker and a PostgreSQL, which else would stay.
+        # After Ctrl-C it ends a worker and a PostgreSQL, which would otherwise stay.
         interrupt_timeout=30,
     )
 

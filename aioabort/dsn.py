@@ -1,15 +1,15 @@
-"""A database URL as people write it, in the words of asyncpg.
+"""Translation of a database URL into one that asyncpg reads.
 
-Celery, SQLAlchemy, libpq and asyncpg differ in what they read. asyncpg knows neither
-drivers in the scheme nor passwords that are not percent-encoded, and sends every
-parameter it does not know to the server, which then refuses the connection. So a URL
-is taken apart as SQLAlchemy does and written anew. What cannot be honoured is refused
-here, when the settings are read, and not at every attempt to connect.
+Celery, SQLAlchemy, libpq and asyncpg accept different URLs. asyncpg reads neither a
+driver in the scheme nor a password that is not percent-encoded. It sends unknown
+parameters to the server, which then refuses the connection. So we parse a URL as
+SQLAlchemy does and write it again for asyncpg. A URL that asyncpg cannot use is refused
+when the settings are read, rather than at each attempt to connect.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -32,10 +32,10 @@ _HOST: Final = re.compile(
 
 _ENCODE: Final = "write '@' as %40, ':' as %3A, '/' as %2F and '?' as %3F"
 
-# Parameters by their names, with the values that can be honoured.
+# Parameters by name, with a pattern of the values that asyncpg can use.
 _ANY: Final = r".+"
 _NUMBER: Final = r"\d{1,9}"
-#: Parameters that stand elsewhere in a Dsn than in the query.
+#: Parameters that a Dsn keeps outside the query of its URL.
 _MOVED: Final = dict.fromkeys(("database", "host", "password", "user"), _ANY) | {
     "connect_timeout": rf"{_NUMBER}(\.\d+)?",
     "port": r"[\d,]+",
@@ -51,14 +51,14 @@ _KEPT: Final = {
     "ssl_min_protocol_version": r"TLSv1(\.[123])?",
     "sslmode": r"disable|allow|prefer|require|verify-ca|verify-full",
     "sslnegotiation": r"postgres|direct",
-    "sslrootcert": r"(?!system$).+",  # asyncpg would look for a file of that name
+    "sslrootcert": r"(?!system$).+",  # asyncpg would open a file named "system"
     "target_session_attrs": r"any|primary|standby|read-(write|only)|prefer-standby",
 }
-#: Parameters that ask for nothing that asyncpg would not do anyway. Keepalives are
-#: replaced by a heartbeat; as server settings they would be refused by PgBouncer.
+#: Parameters whose values ask for what asyncpg does anyway. Our heartbeat replaces
+#: keepalives, which PgBouncer would refuse as server settings.
 _DROPPED: Final = {
     **dict.fromkeys(("channel_binding", "gssencmode"), r"prefer|disable"),
-    "client_encoding": _ANY,  # asyncpg reads UTF-8 and garbles the rest
+    "client_encoding": _ANY,  # asyncpg supports UTF-8 only
     "keepalives": r"1",
     "keepalives_count": _NUMBER,
     "keepalives_idle": _NUMBER,
@@ -74,40 +74,44 @@ _ALIASES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Dsn:
-    """Where PostgreSQL is, in the words of asyncpg; ``parse_dsn`` makes it."""
+    """The address of PostgreSQL for asyncpg, as ``parse_dsn()`` returns it.
+
+    Errors name *setting*, the setting that the address comes from.
+    """
 
     url: str = field(repr=False)
     connect_timeout: float | None = None
     statement_cache_size: int | None = None
+    setting: str = field(default="", compare=False)
 
     @property
     def has_several_hosts(self) -> bool:
-        """Whether one of several servers is to be chosen."""
-        # Commas elsewhere, as in a password, are encoded.
+        """Whether the URL names several servers."""
+        # A comma elsewhere, such as in a password, is percent-encoded.
         return "," in urlsplit(self.url).netloc
 
     def __str__(self) -> str:
-        """Return the URL without its passwords, for logs and errors."""
+        """Return the URL without passwords, for logs and errors."""
         shown = re.sub(r"//([^:@/]*):[^@]*@", r"//\1@", self.url)
         return re.sub(r"([?&]sslpassword)=[^&]*", r"\1=***", shown)
 
 
 def is_postgresql(url: object) -> bool:
-    """Whether *url* names PostgreSQL, in Celery's, SQLAlchemy's or libpq's way."""
+    """Whether *url* is a PostgreSQL URL of Celery, SQLAlchemy or libpq."""
     return isinstance(url, str) and _SCHEME.match(url) is not None
 
 
 def parse_dsn(url: object, *, setting: str) -> Dsn:
-    """Translate *url*, which is the value of *setting*.
+    """Translate *url*, the value of *setting*.
 
-    Raises ImproperlyConfigured if that is not possible. Of the URL, its message tells
-    at most the name of a parameter.
+    Raises ImproperlyConfigured if asyncpg cannot use it. The message shows no part of
+    the URL except the name of a parameter.
     """
     try:
-        return _translate(url)
+        return replace(_translate(url), setting=setting)
     except ValueError as error:
         problem = str(error)
-    # Outside the handler, so that no error that knows the URL is chained.
+    # Outside the except block: a chained error could show the URL.
     raise ImproperlyConfigured(f"{setting}: {problem}")
 
 
@@ -125,7 +129,7 @@ def _translate(url: object) -> Dsn:
         for name in ("user", "password", "database")
     }
     if hosts.startswith(":"):
-        # asyncpg would take this for a host without a name.
+        # asyncpg would read this as a host with an empty name.
         kept["port"], hosts = hosts[1:], ""
     cache_size = query.get("statement_cache_size")
     return Dsn(
@@ -136,9 +140,9 @@ def _translate(url: object) -> Dsn:
 
 
 def _refuse_ambiguous(parts: re.Match[str]) -> None:
-    """Refuse a URL in which an '@' may belong to the password or to what follows.
+    """Refuse a URL in which an '@' may be a part of the password, or may end it.
 
-    A wrong guess would show a piece of the password as a host or a parameter.
+    After a wrong guess, a message could show a part of the password as a host.
     """
     user, password = parts["user"] or "", parts["password"] or ""
     behind = (parts["hosts"] or "") + (parts["database"] or "")
@@ -151,33 +155,33 @@ def _refuse_ambiguous(parts: re.Match[str]) -> None:
 
 
 def _read_query(text: str) -> dict[str, str]:
-    """Return the parameters by their canonical names, each with one valid value."""
+    """Return the valid parameters by their canonical names."""
     query: dict[str, str] = {}
     for name, value in parse_qsl(text):
         key = _ALIASES.get(name, name)
         if key not in _VALUES:
             raise ValueError(
-                # With an '@' behind it, the name may be a piece of the password.
+                # If an '@' follows, the name may be a part of the password.
                 f"asyncpg does not know one of the parameters; {_ENCODE}"
                 if "@" in text
                 else f"asyncpg does not know the parameter {name!r}; remove it"
             )
         if not re.fullmatch(_VALUES[key], value, re.DOTALL):
-            raise ValueError(f"asyncpg cannot honour this value of {name!r}")
+            raise ValueError(f"asyncpg does not support this value of {name!r}")
         if key not in query:
             query[key] = value
         elif key in {"host", "port"}:
             query[key] += f",{value}"
         else:
-            raise ValueError(f"the parameter {name!r} has more than one value")
+            raise ValueError(f"the parameter {name!r} occurs more than once")
     return query
 
 
 def _hosts(authority: str, query: Mapping[str, str]) -> str:
-    """Return "host:port,host" with the hosts encoded, sockets and IPv6 included.
+    """Return "host:port,host" with encoded hosts, including sockets and IPv6.
 
-    The query has the last word, as in libpq and SQLAlchemy but not in asyncpg:
-    postgresql://user@localhost/database?host=/folder is a common way to name a socket.
+    Parameters win over the authority, as in libpq and SQLAlchemy but not in asyncpg:
+    postgresql://user@localhost/database?host=/folder commonly names a socket.
     """
     hosts, ports = _split(authority)
     if "host" in query:
@@ -188,7 +192,7 @@ def _hosts(authority: str, query: Mapping[str, str]) -> str:
     if len(ports) == 1:
         ports *= len(hosts)
     if len(ports) != len(hosts) or (len(hosts) > 1 and not all(hosts)):
-        raise ValueError("the hosts and the ports do not match")
+        raise ValueError("give one port for all hosts, or one for each host")
     if not all(port == "" or 0 < int(port) < 2**16 for port in ports):
         raise ValueError("a port must be between 1 and 65535")
     pairs = zip(hosts, ports, strict=True)
@@ -201,7 +205,7 @@ def _split(hosts: str) -> tuple[list[str], list[str]]:
     matches = [_HOST.fullmatch(host) for host in hosts.split(",")]
     found = [match for match in matches if match]
     if len(found) < len(matches):
-        raise ValueError("a host or a port cannot be read")
+        raise ValueError("a host or a port is malformed")
     names = [unquote(match["ipv6"] or match["name"]) for match in found]
     return names, [match["port"] or "" for match in found]
 
@@ -209,7 +213,7 @@ def _split(hosts: str) -> tuple[list[str], list[str]]:
 def _render(
     hosts: str, query: Mapping[str, str], *, user: str, password: str, database: str
 ) -> str:
-    """Write the URL with everything encoded; what is empty is left to asyncpg."""
+    """Return the URL, percent-encoded, and without empty parts."""
     login = quote(user, safe="") + (password and f":{quote(password, safe='')}")
     return (
         "postgresql://"

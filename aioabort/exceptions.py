@@ -1,21 +1,27 @@
-"""What can go wrong, in one tree.
+"""The errors of this package.
 
 AioabortError
-├── TaskAborted          the task was asked to stop, and stopped (also TaskRevokedError)
+├── TaskAborted          the task stopped because of an abort (also TaskRevokedError)
 ├── WaitTimeout          the task did not end in time (also TimeoutError)
-├── InvalidRequest       a task id, reason or name that cannot be stored (also ValueError)
-├── ClientClosed         a client used before it was opened or after it was closed
-├── WrongLoop            a client or a pool used on another event loop than its own
+│   └── SeenTimeout      the task did not see its abort in time
+├── InvalidRequest       an id, text or number cannot be used (also ValueError)
+├── ClientClosed         the client is not open yet, or closed (also RuntimeError)
+├── WrongLoop            the client belongs to another event loop (also RuntimeError)
 ├── CoroutineCancelled   an async def task was cancelled, but not by an abort
-├── ResultTooLarge       a result that PostgreSQL cannot keep (also EncodeError)
-├── ResultsElsewhere     the result is kept where nobody can look it up (rpc://)
-└── StoreError           PostgreSQL refused: rights, a missing table, a wrong name
-    └── StoreUnavailable PostgreSQL cannot be reached at present (also ConnectionError)
+├── ResultTooLarge       PostgreSQL cannot store a result (also EncodeError)
+├── ResultsElsewhere     the result cannot be read: rpc:// (also NotImplementedError)
+├── ResultMissing        the result has expired, or was never stored (also LookupError)
+└── StoreError           PostgreSQL refused: a right or a table is missing
+    └── StoreUnavailable PostgreSQL cannot be reached now (also ConnectionError)
+        └── StoreBusy    PostgreSQL answers, but a lock or a limit is in the way
 
-A configuration that cannot work raises Celery's own ImproperlyConfigured.
+AbortInterrupt is a BaseException and stands apart: it passes ``except Exception``.
+
+An invalid configuration raises Celery's ImproperlyConfigured.
 """
 
 import builtins
+from typing import Any
 
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -23,14 +29,14 @@ from kombu.exceptions import EncodeError
 
 
 class AioabortError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class TaskAborted(AioabortError, TaskRevokedError):
-    """The task was asked to stop, and stopped.
+    """The task stopped because of an abort request.
 
-    Raised in the task by ``raise_if_aborted()``, and to those who await its result.
-    All three facts are its ``args``: that is how Celery's serializers carry it.
+    ``raise_if_aborted()`` raises it in the task, and ``wait()`` in the client. ``args``
+    has all three attributes, because Celery's serializers keep ``args`` only.
     """
 
     def __init__(
@@ -50,37 +56,67 @@ class TaskAborted(AioabortError, TaskRevokedError):
         return f"{task} was aborted{by}" + (f": {self.reason}" if self.reason else "")
 
 
-class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
-    """The task did not end within the time given to ``wait()``; it may still run.
+class AbortInterrupt(BaseException):
+    """The abort of a task that has swallowed TaskAborted, and goes on.
 
-    Of a receipt's ``seen()``: the task did not notice its abort.
+    With ``abort_mode="raise"``, the abort is first raised as TaskAborted, and then as
+    this, which ``except Exception`` does not catch. A body that it leaves ends like one
+    that TaskAborted leaves.
     """
 
     def __init__(
-        self, task_id: str, timeout: float, trouble: str = "", verb: str = "end"
+        self,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        task_id: str | None = None,
     ) -> None:
+        super().__init__(reason, requested_by, task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return str(TaskAborted(*self.args))
+
+
+class WaitTimeout(AioabortError, CeleryTimeoutError, builtins.TimeoutError):
+    """The task did not end within the timeout of ``wait()``; it may still run."""
+
+    problem = "did not end"
+
+    def __init__(self, task_id: str, timeout: float, trouble: str = "") -> None:
         super().__init__(
-            f"Task {task_id!r} did not {verb} within {timeout:g} s"
+            f"Task {task_id!r} {self.problem} within {timeout:g} s"
             + (f", and PostgreSQL could not be asked: {trouble}" if trouble else "")
         )
         self.task_id = task_id
         self.timeout = timeout
+        self._arguments = (task_id, timeout, trouble)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default, pickle passes the message alone.
+        return type(self), self._arguments
+
+
+class SeenTimeout(WaitTimeout):
+    """The task did not notice its abort within the time given to ``seen()``."""
+
+    problem = "did not notice its abort"
 
 
 class InvalidRequest(AioabortError, ValueError):
-    """A task id, a reason or a name that PostgreSQL could not store.
+    """A task id, a reason, a name or a number that an argument gives cannot be used.
 
-    An id has 1 to 155 characters, a text at most 4,096 bytes in UTF-8, neither a NUL;
-    a grace is a number of seconds, 0 or more.
+    An id has 1 to 155 characters, a reason or a name at most 4,096 bytes in UTF-8. None
+    may contain a NUL. A grace is a number of seconds, 0 or more, and a timeout is any
+    number of seconds or None. A bool or a NaN is no number.
     """
 
 
 class ClientClosed(AioabortError, RuntimeError):
-    """The client was used before it was opened or after it was closed."""
+    """The client was used before it was opened, or after it was closed."""
 
 
 class WrongLoop(AioabortError, RuntimeError):
-    """A client, or the pool it was given, was used on another loop than its own."""
+    """The client, or the pool passed to it, belongs to another event loop."""
 
 
 class CoroutineCancelled(AioabortError):
@@ -88,9 +124,9 @@ class CoroutineCancelled(AioabortError):
 
 
 class ResultTooLarge(AioabortError, EncodeError):
-    """A task's result takes more than PostgreSQL can keep of a task: 1 GB.
+    """The result of a task is larger than PostgreSQL can store: 1 GB.
 
-    As with a result that cannot be encoded, the task fails with this error.
+    The task fails with this error, as with a result that cannot be encoded.
     """
 
     def __init__(self, task_id: str, size: int, largest: int) -> None:
@@ -101,18 +137,46 @@ class ResultTooLarge(AioabortError, EncodeError):
 
     def __str__(self) -> str:
         return (
-            f"The result of task {self.task_id!r} takes {self.size:,} bytes, "
-            f"and PostgreSQL can keep {self.largest:,}"
+            f"The result of task {self.task_id!r} has {self.size:,} bytes, and PostgreSQL "
+            f"can store {self.largest:,}: store it elsewhere, and return where"
         )
 
 
 class ResultsElsewhere(AioabortError, NotImplementedError):
-    """The task's result is kept where it cannot be looked up, or not at all."""
+    """The result of the task cannot be read: the backend is ``rpc://``, or none."""
+
+
+class ResultMissing(AioabortError, LookupError):
+    """The task has ended, but nothing stored says with which value or error.
+
+    Celery has deleted its result (it expires), or never stored it (``ignore_result``).
+    ``outcome`` is the outcome of the task's abort request, if there is one.
+    """
+
+    def __init__(self, task_id: str, outcome: str | None = None) -> None:
+        super().__init__(task_id, outcome)
+        self.task_id = task_id
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        how = f" (its abort request says: {self.outcome})" if self.outcome else ""
+        return (
+            f"The result of task {self.task_id!r} is not stored{how}: it has expired, "
+            "or the task ignores its result"
+        )
 
 
 class StoreError(AioabortError):
-    """PostgreSQL refused a statement; trying again will not help."""
+    """PostgreSQL refused a statement; trying again does not help."""
 
 
 class StoreUnavailable(StoreError, ConnectionError):
-    """PostgreSQL cannot be reached at present; a later try may succeed."""
+    """PostgreSQL cannot be reached now; a later try may succeed."""
+
+
+class StoreBusy(StoreUnavailable):
+    """PostgreSQL answers, but cannot run the statement now; a later try may succeed.
+
+    The statement waited too long for a lock, conflicted with other transactions again
+    and again, or exceeded a limit of the server. It changed nothing.
+    """

@@ -1,4 +1,4 @@
-"""Going on after PostgreSQL was away: try again, later and later, and say so once."""
+"""Trying again after a failure: delays, log lines, and the loop around the work."""
 
 import logging
 import random
@@ -9,94 +9,142 @@ from typing import Never
 
 from anyio import sleep
 
-from aioabort import telemetry
-from aioabort.exceptions import StoreError
+from aioabort.exceptions import StoreBusy, StoreError, StoreUnavailable
+from aioabort.telemetry import instruments
 
 FIRST_DELAY = 0.1
+
+#: The errors of a database driver (PEP 249) that a later try raises, too. Each driver and
+#: SQLAlchemy have classes of these names.
+_REFUSALS = frozenset({"DataError", "NotSupportedError", "ProgrammingError"})
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+def may_pass(error: Exception) -> bool:
+    """Return whether a later try may succeed, as far as the class of *error* tells.
+
+    It may after an outage, but not after a bug or a refusal. Libraries derive the errors
+    of an outage from Exception or OSError; any other error of Python's own is a bug.
+    """
+    if isinstance(error, StoreError):
+        return isinstance(error, StoreUnavailable)
+    classes = type(error).__mro__
+    if not _REFUSALS.isdisjoint(cls.__name__ for cls in classes):
+        return False
+    own = next(cls for cls in classes if cls.__module__ == "builtins")
+    return own is Exception or issubclass(own, OSError | EOFError)
+
+
+class Backoff:
+    """Delays in seconds: each is twice the previous one, up to *longest*.
+
+    With *jitter*, a delay is a random part of that, so that many processes do not try
+    again at the same moment.
+    """
+
+    def __init__(self, first: float, longest: float, *, jitter: bool = False) -> None:
+        self._first = min(first, longest)
+        self._longest = longest
+        self._jitter = jitter
+        self._next = self._first
+        #: The number of delays since the start or the latest ``reset()``.
+        self.tries: int = 0
+
+    def next_delay(self) -> float:
+        """Return the seconds to wait before the next try."""
+        delay = self._next
+        self.tries += 1
+        self._next = min(delay * 2, self._longest)
+        return random.uniform(0, delay) if self._jitter else delay  # noqa: S311
+
+    def reset(self) -> None:
+        """Start again with the first delay."""
+        self._next = self._first
+        self.tries = 0
+
+
 class Connectivity:
-    """Whether PostgreSQL answers; one warning an outage, one line when it is over."""
+    """Whether PostgreSQL answers; logs the beginning and the end of each outage."""
 
     def __init__(self, user: str, longest_delay: float) -> None:
+        """*user* names the part of aioabort that connects, for log lines.
+
+        The end of an outage is noticed at most *longest_delay* seconds late.
+        """
         self.server: str = "PostgreSQL"
         self.trouble: StoreError | None = None
-        #: The latest trouble, also when it is over, and when it was, by time.monotonic.
-        #: As text: the error itself would keep all alive that it was raised through.
+        #: The latest error, also after the outage. As text, because the error itself
+        #: keeps a reference to each frame that it passed.
         self.last_error: str | None = None
+        #: When it occurred, by time.monotonic.
         self.last_error_at: float = 0.0
         self._user = user
-        self._longest_delay = max(FIRST_DELAY, longest_delay)
-        self._delay = FIRST_DELAY
+        longest = max(FIRST_DELAY, longest_delay)
+        self._backoff = Backoff(FIRST_DELAY, longest, jitter=True)
 
     def recovered(self) -> None:
-        """Note that statements succeed."""
+        """Record that statements succeed."""
         if self.trouble is not None:
             logger.info("%s: %s answers again", self._user, self.server)
         self.trouble = None
-        self._delay = FIRST_DELAY
+        self._backoff.reset()
 
     def lost(self, error: StoreError) -> None:
-        """Note that a statement or the connection failed."""
+        """Record that a statement or the connection failed."""
         if self.trouble is None:
             logger.warning("%s: %s; trying again until it answers", self._user, error)
         self.trouble = error
         self.last_error = str(error)
         self.last_error_at = monotonic()
-        telemetry.reconnecting(self._user)
+        if not isinstance(error, StoreBusy):
+            instruments().reconnecting(self._user)
 
     def raise_trouble(self) -> None:
-        """Raise the trouble, if there is any."""
+        """Raise the current trouble, if there is any."""
         if self.trouble is not None:
-            raise own(self.trouble)
+            raise copy_for_waiter(self.trouble)
 
     def next_delay(self) -> float:
-        """Return how long to wait before the next try: full jitter, doubling.
-
-        At most the longest delay, so that it bounds how late a recovery is noticed.
-        """
-        delay = random.uniform(0, self._delay)  # noqa: S311
-        self._delay = min(self._delay * 2, self._longest_delay)
-        return delay
+        """Return the seconds to wait before the next try."""
+        return self._backoff.next_delay()
 
 
-def own(error: StoreError) -> StoreError:
-    """Return *error* for one of those whom it concerns.
+def copy_for_waiter(error: StoreError) -> StoreError:
+    """Return a copy of *error* for one waiter.
 
-    Raised by each of them, one error would get the tracebacks of them all.
+    If many tasks raised one instance, it would collect all their tracebacks.
     """
     copied = copy(error)
     copied.__cause__ = error.__cause__
     return copied
 
 
-async def keep_running(
-    period: Callable[[], Awaitable[object]],
+async def run_with_reconnect(
+    work: Callable[[], Awaitable[object]],
     connectivity: Connectivity,
     on_lost: Callable[[], None] = lambda: None,
 ) -> Never:
-    """Run *period* for ever: again after each StoreError, and only after those.
+    """Run *work*, and run it again after each error.
 
-    *period* says when it works by ``connectivity.recovered()``; *on_lost* is called
-    after each failure, before the wait.
+    *work* calls ``connectivity.recovered()`` when its connection works. *on_lost* is
+    called after each error, before the delay.
     """
     while True:
         try:
-            await period()
+            await work()
         except* StoreError as errors:
             connectivity.lost(_first(errors))
             on_lost()
         except* Exception as errors:
-            # A defect of ours must not end the watching: that would lose aborts.
-            logger.exception("Unexpected; trying again")
+            # A bug of ours must not end the polling: aborts would be lost.
+            logger.exception("Unexpected error; trying again")
             connectivity.lost(StoreError(f"unexpected: {errors.exceptions[0]!r}"))
             on_lost()
         await sleep(connectivity.next_delay())
 
 
 def _first(errors: BaseExceptionGroup[StoreError]) -> StoreError:
-    """Return one error of a group that may be nested."""
+    """Return one error of the group, whose members may be groups."""
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,9 +1,9 @@
-"""Signals in the manner of Celery's."""
+"""aioabort's signals. Connect to them as to Celery's own."""
 
 from celery.utils.dispatch import Signal
 
-#: Sent in the worker when a task that was asked to stop has ended. *sender* is the task,
-#: ``request`` the AbortRequest, ``outcome`` one of its outcomes.
+#: Sent in the worker when a task with an abort request has ended. *sender* is the task,
+#: ``request`` the AbortRequest, and ``outcome`` its outcome.
 task_aborted: Signal = Signal(
     name="task_aborted", providing_args=["task_id", "request", "outcome"]
 )

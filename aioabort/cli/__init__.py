@@ -1,1 +1,1 @@
-"""``celery -A proj aioabort …``: abort tasks, and see what becomes of it."""
+"""The commands of ``celery -A proj aioabort``: abort tasks and follow them."""

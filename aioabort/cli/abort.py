@@ -1,4 +1,4 @@
-"""``abort``: ask tasks to stop, by their ids or by what they have in common."""
+"""``abort``: abort tasks by id or by criteria, and wait for their outcomes."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,61 +10,64 @@ import click
 from anyio import create_task_group
 from celery import Celery
 
-from aioabort.cli import words
-from aioabort.cli.moments import moment
-from aioabort.cli.running import (
-    Exit,
-    facts_of,
-    fail,
-    in_json,
+from aioabort.cli.command import (
+    ExitCode,
+    SecondsRange,
+    dump_json,
     json_option,
-    run_to_end,
+    print_error,
+    run_command,
 )
+from aioabort.cli.formatting import format_origin, parse_moment, printable
+from aioabort.client.client import AbortClient
 from aioabort.exceptions import InvalidRequest, WaitTimeout
-from aioabort.producer.client import AbortClient
-from aioabort.records import AbortReceipt, Outcome
+from aioabort.models import AbortReceipt, Outcome
+from aioabort.serialization import Json, serialize
 
-#: How tasks have ended, by their ids, or that they have not in time.
-Ends = dict[str, Outcome | WaitTimeout]
+#: Task id -> outcome, or the timeout of the wait for it.
+Outcomes = dict[str, Outcome | WaitTimeout]
 
 
 @click.command("abort")
 @click.argument("task_ids", metavar="[ID]…", nargs=-1)
-@click.option("--task", help="All of this name that have not ended.")
-@click.option("--worker", help="All that this node runs.")
-@click.option("--queue", help="All that came by this queue.")
+@click.option("--task", help="Unfinished tasks of this name.")
+@click.option("--worker", help="Unfinished tasks on this worker node.")
+@click.option("--queue", help="Unfinished tasks from this queue.")
 @click.option(
     "--before",
-    type=moment,
-    help="All that began before a moment in ISO 8601, or longer ago than 30min, say.",
+    type=parse_moment,
+    metavar="DATE|AGE",
+    help="Unfinished tasks that started before a date in ISO 8601, or longer ago than"
+    " an age such as 30min.",
 )
-@click.option("--reason", help="Why; the task and its result carry it.")
-@click.option("--by", "requested_by", help="Who asks.")
+@click.option("--reason", help="Reason, stored with the abort request.")
+@click.option("--by", "requested_by", help="Name of the requester.")
 @click.option(
     "--grace",
     type=float,
     metavar="SECONDS",
-    help="Kill what still runs after so long.",
+    help="Kill tasks that still run after this time.",
 )
 @click.option(
     "--wait",
     is_flag=False,
     flag_value=math.inf,
-    type=click.FloatRange(0),
+    type=SecondsRange(0, math.inf),
     metavar="[SECONDS]",
-    help="Stay until they have ended, or for so long at most, and tell how.",
+    help="Wait until the tasks have ended, at most this long, and print their outcomes.",
 )
 @json_option
 @click.pass_context
 def abort(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
-    """Ask tasks to stop, by ids or by criteria.
+    """Abort tasks by id, or all tasks that match the criteria.
 
-    Those that are found meet every criterion. Criteria need result_extended, except for
-    --before, and find tasks of which a state is stored: with task_track_started, those
-    that run. Exit code 1: one has ended, or none was found; 5: one that was asked did
-    not end in time.
+    With several criteria, a task must match all of them. --task, --worker and --queue
+    need result_extended. Criteria find only tasks with a stored state: with
+    task_track_started, running tasks. Exit code 1: a task had already ended, or none
+    was found; 5: a task did not end within --wait.
     """
-    context.exit(run_to_end(partial(_abort, context.obj.app, as_json, **options)))
+    app = context.obj.app
+    context.exit(run_command(app, partial(_abort, app, as_json, **options)))
 
 
 async def _abort(
@@ -73,22 +76,23 @@ async def _abort(
     *,
     wait: float | None,
     **options: Any,
-) -> Exit:
-    tell = _tell_nothing if as_json else _tell
+) -> ExitCode:
+    print_line = _print_nothing if as_json else _print_line
     async with AbortClient(app) as client:
-        receipts = await _request(client, **options)
+        receipts = await _request_aborts(client, **options)
         for receipt in receipts:
-            tell(receipt.task_id, _answer(receipt))
+            print_line(receipt.task_id, _describe(receipt))
         if wait is None:
-            ends = None
+            outcomes = None
         else:
-            ends = await _settle(receipts, wait if wait < math.inf else None, tell)
+            timeout = wait if wait < math.inf else None
+            outcomes = await _wait_for_outcomes(receipts, timeout, print_line)
     if as_json:
-        click.echo(in_json([_facts(receipt, ends) for receipt in receipts]))
-    return _code(receipts, ends or {})
+        click.echo(dump_json([_serialize(receipt, outcomes) for receipt in receipts]))
+    return _exit_code(receipts, outcomes or {})
 
 
-async def _request(
+async def _request_aborts(
     client: AbortClient,
     *,
     task_ids: Sequence[str],
@@ -96,7 +100,7 @@ async def _request(
     worker: str | None,
     queue: str | None,
     before: datetime | None,
-    **demand: Any,
+    **abort_options: Any,
 ) -> list[AbortReceipt]:
     criteria: dict[str, Any] = {
         "task": task,
@@ -104,70 +108,71 @@ async def _request(
         "queue": queue,
         "before": before,
     }
-    is_by_criteria = any(value is not None for value in criteria.values())
-    if bool(task_ids) == is_by_criteria:
+    has_criteria = any(value is not None for value in criteria.values())
+    if bool(task_ids) == has_criteria:
         raise InvalidRequest(
             "name the tasks either by ids or by --task, --worker, --queue and --before"
         )
     if task_ids:
-        return await client.abort(list(dict.fromkeys(task_ids)), **demand)
-    return await client.abort_where(**criteria, **demand)
+        return await client.abort(list(dict.fromkeys(task_ids)), **abort_options)
+    return await client.abort_where(**criteria, **abort_options)
 
 
-async def _settle(
+async def _wait_for_outcomes(
     receipts: Iterable[AbortReceipt],
     timeout: float | None,
-    tell: Callable[[str, str], None],
-) -> Ends:
-    """Wait for the end of each task that is asked to stop, and tell it."""
-    ends: Ends = {}
+    print_line: Callable[[str, str], None],
+) -> Outcomes:
+    """Wait until each task with an abort request has ended; print each outcome."""
+    outcomes: Outcomes = {}
 
-    async def follow(receipt: AbortReceipt) -> None:
+    async def wait(receipt: AbortReceipt) -> None:
         try:
-            ends[receipt.task_id] = outcome = await receipt.settled(timeout)
+            outcomes[receipt.task_id] = outcome = await receipt.settled(timeout)
         except WaitTimeout as error:
-            ends[receipt.task_id] = error
+            outcomes[receipt.task_id] = error
         else:
-            tell(receipt.task_id, outcome)
+            print_line(receipt.task_id, outcome)
 
     async with create_task_group() as group:
         for receipt in receipts:
             if receipt.is_requested:
-                group.start_soon(follow, receipt)
-    return ends
+                group.start_soon(wait, receipt)
+    return outcomes
 
 
-def _tell(task_id: str, text: str) -> None:
-    click.echo(f"{words.printable(task_id)}  {text}")
+def _print_line(task_id: str, text: str) -> None:
+    click.echo(f"{printable(task_id)}  {text}")
 
 
-def _tell_nothing(_task_id: str, _text: str) -> None:
-    """Leave it all to the JSON at the end."""
+def _print_nothing(_task_id: str, _text: str) -> None:
+    """Print nothing: with ``--json``, one array at the end says it all."""
 
 
-def _answer(receipt: AbortReceipt) -> str:
+def _describe(receipt: AbortReceipt) -> str:
     if receipt.answer == "finished":
-        return f"finished before: {receipt.state}"
+        return f"already finished: {receipt.state}"
     if receipt.answer == "requested_before" and receipt.request is not None:
-        return f"requested before, {words.origin(receipt.request)}"
+        return f"already requested {format_origin(receipt.request)}"
     return receipt.answer.replace("_", " ")
 
 
-def _facts(receipt: AbortReceipt, ends: Ends | None) -> dict[str, object]:
-    """Return what a receipt says, and how its task ended if that was waited for."""
-    facts = facts_of(receipt)
-    if ends is not None:
-        end = ends.get(receipt.task_id)
-        facts["outcome"] = None if isinstance(end, WaitTimeout) else end
-    return facts
+def _serialize(receipt: AbortReceipt, outcomes: Outcomes | None) -> dict[str, Json]:
+    """Return *receipt* in JSON, with the outcome if ``--wait`` was given."""
+    data = serialize(receipt)
+    if outcomes is not None:
+        outcome = outcomes.get(receipt.task_id)
+        data["outcome"] = None if isinstance(outcome, WaitTimeout) else outcome
+    return data
 
 
-def _code(receipts: Sequence[AbortReceipt], ends: Ends) -> Exit:
-    known = (ends.get(receipt.task_id) for receipt in receipts)
-    late = [end for end in known if isinstance(end, WaitTimeout)]
-    if len(late) == 1:
-        return fail(str(late[0]), Exit.LATE)
-    if late:
-        return fail(f"{len(late)} tasks did not end, the first: {late[0]}", Exit.LATE)
-    all_asked = all(receipt.is_requested for receipt in receipts)
-    return Exit.DONE if receipts and all_asked else Exit.NO
+def _exit_code(receipts: Sequence[AbortReceipt], outcomes: Outcomes) -> ExitCode:
+    ended = (outcomes.get(receipt.task_id) for receipt in receipts)
+    timeouts = [outcome for outcome in ended if isinstance(outcome, WaitTimeout)]
+    if len(timeouts) == 1:
+        return print_error(str(timeouts[0]), ExitCode.TIMEOUT)
+    if timeouts:
+        problem = f"{len(timeouts)} tasks did not end, the first: {timeouts[0]}"
+        return print_error(problem, ExitCode.TIMEOUT)
+    all_requested = all(receipt.is_requested for receipt in receipts)
+    return ExitCode.DONE if receipts and all_requested else ExitCode.NO

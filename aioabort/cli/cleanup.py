@@ -1,14 +1,14 @@
-"""``cleanup``: delete the requests that have expired."""
+"""``cleanup``: delete expired abort requests."""
 
 from celery import Celery
 
-from aioabort.cli.running import Answer, command
-from aioabort.producer.client import AbortClient
+from aioabort.cli.command import CommandOutput, command
+from aioabort.client.client import AbortClient
 
 
 @command("cleanup")
-async def cleanup(app: Celery) -> Answer:
-    """Delete the requests that are older than aioabort_request_expires."""
+async def cleanup(app: Celery) -> CommandOutput:
+    """Delete abort requests older than aioabort_request_expires."""
     async with AbortClient(app) as client:
         deleted = await client.cleanup()
-    return Answer({"deleted": deleted}, [f"{deleted} requests deleted"])
+    return CommandOutput({"deleted": deleted}, [f"{deleted} abort requests deleted"])

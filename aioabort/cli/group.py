@@ -1,4 +1,4 @@
-"""The command, and those below it."""
+"""The command group ``celery aioabort``."""
 
 from typing import Final
 
@@ -8,20 +8,20 @@ from aioabort.cli.abort import abort
 from aioabort.cli.cleanup import cleanup
 from aioabort.cli.doctor import doctor
 from aioabort.cli.init_db import init_db
-from aioabort.cli.listing import list_requests
+from aioabort.cli.list_requests import list_requests
 from aioabort.cli.status import status
 from aioabort.cli.watch import watch
 
 HELP: Final = """
-Abort tasks, and see what becomes of it.
+Abort tasks, and show the state of tasks and abort requests.
 
 \b
 Exit codes:
   0    done
-  1    no: the task had finished, say, or is unknown
+  1    no: for example, the task had ended, or is unknown
   2    wrong usage, id or configuration
-  3    refused by PostgreSQL: rights, a missing table
-  4    PostgreSQL is away
+  3    PostgreSQL refused: a privilege or a table is missing
+  4    PostgreSQL cannot be reached
   5    not done in time
   130  interrupted
 """
@@ -33,4 +33,4 @@ Exit codes:
     help=HELP,
 )
 def main() -> None:
-    """Hold the commands; Celery wants a function that it can wrap."""
+    """Do nothing: Celery's entry point must be a function."""

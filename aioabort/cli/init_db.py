@@ -1,28 +1,32 @@
-"""``init-db``: create the table of requests, or print how."""
+"""``init-db``: create the tables, or print the SQL that creates them."""
 
 import click
 from celery import Celery
 
-from aioabort.cli.running import Answer, command
+from aioabort.cli.command import CommandOutput, command
 from aioabort.postgres import schema
+from aioabort.postgres.locating import tables_of
 from aioabort.settings import read_settings
 
 
 @command("init-db")
 @click.option(
-    "--sql", is_flag=True, help="Print the SQL and connect to nothing: for a DBA."
+    "--sql", is_flag=True, help="Print the SQL for a DBA, without connecting."
 )
-async def init_db(app: Celery, *, sql: bool) -> Answer:
-    """Create the table of requests, and Celery's for our own result backend."""
+async def init_db(app: Celery, *, sql: bool) -> CommandOutput:
+    """Create the table of abort requests.
+
+    With aioabort's result backend, also create Celery's result tables.
+    """
     settings = read_settings(app)
-    tables = schema.tables_of(settings)
     if sql:
+        tables = tables_of(settings)
         text = schema.schema_sql(tables)
         if settings.stores_results:
             text += "\n" + schema.result_schema_sql(tables)
-        return Answer({"sql": text}, [text.rstrip()])
-    is_new = await schema.init_db(settings)
-    done = "created" if is_new else "is there already"
-    return Answer(
-        {"table": tables.request, "created": is_new}, [f"{tables.request} {done}"]
+        return CommandOutput({"sql": text}, [text.rstrip()])
+    tables, is_new = await schema.init_db(settings)
+    verb = "created" if is_new else "already exists"
+    return CommandOutput(
+        {"table": tables.request, "created": is_new}, [f"{tables.request} {verb}"]
     )

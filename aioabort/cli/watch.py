@@ -1,4 +1,4 @@
-"""``watch``: the latest requests, or the tasks that are named, as they change."""
+"""``watch``: follow the latest abort requests, or the tasks with the given ids."""
 
 from functools import partial
 from typing import Any
@@ -7,10 +7,11 @@ import anyio
 import click
 from celery import Celery
 
-from aioabort.cli import listing, status
-from aioabort.cli.running import Exit, json_option, run_to_end
-from aioabort.cli.views import Row, View, open_view
-from aioabort.producer.client import AbortClient
+from aioabort.cli import list_requests, status
+from aioabort.cli.command import ExitCode, SecondsRange, json_option, run_command
+from aioabort.cli.views import WatchedRow, WatchView, open_view
+from aioabort.client.client import AbortClient
+from aioabort.serialization import serialize
 
 
 @click.command("watch")
@@ -20,25 +21,26 @@ from aioabort.producer.client import AbortClient
     type=click.IntRange(1),
     default=20,
     show_default=True,
-    help="At most so many requests.",
+    help="Maximum number of abort requests.",
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=SecondsRange(0.1),
     default=1.0,
     show_default=True,
-    help="Seconds between two looks at the requests.",
+    help="Seconds between two queries for abort requests.",
 )
 @json_option
 @click.pass_context
 def watch(context: click.Context, /, *, as_json: bool, **options: Any) -> None:
-    """Watch requests, or tasks until they end.
+    """Follow abort requests, or tasks until they end.
 
-    Without ids, it is the latest requests to abort, until Ctrl-C. On a terminal a table
-    that is kept up to date, if rich is installed; elsewhere and with --json, a line for
-    each change.
+    Without ids, follow the latest abort requests until Ctrl-C. On a terminal, and if
+    rich is installed, redraw a table. Otherwise, or with --json, print a line for each
+    change.
     """
-    context.exit(run_to_end(partial(_watch, context.obj.app, as_json, **options)))
+    app = context.obj.app
+    context.exit(run_command(app, partial(_watch, app, as_json, **options)))
 
 
 async def _watch(
@@ -48,37 +50,41 @@ async def _watch(
     task_ids: tuple[str, ...],
     limit: int,
     interval: float,
-) -> Exit:
-    heading = status.HEADING if task_ids else listing.HEADING
+) -> ExitCode:
+    heading = status.HEADING if task_ids else list_requests.HEADING
     async with AbortClient(app) as client:
         with open_view(heading, as_json=as_json) as view:
             if task_ids:
                 await _follow_tasks(client, view, task_ids)
             else:
                 await _follow_requests(client, view, limit, interval)
-    return Exit.DONE
+    return ExitCode.DONE
 
 
 async def _follow_requests(
-    client: AbortClient, view: View, limit: int, interval: float
+    client: AbortClient, view: WatchView, limit: int, interval: float
 ) -> None:
     while True:
         requests = await client.requests(limit=limit)
         view.show(
-            Row(request.task_id, request, listing.cells(request))
+            WatchedRow(
+                request.task_id, serialize(request), list_requests.cells(request)
+            )
             for request in requests
         )
         await anyio.sleep(interval)
 
 
 async def _follow_tasks(
-    client: AbortClient, view: View, task_ids: tuple[str, ...]
+    client: AbortClient, view: WatchView, task_ids: tuple[str, ...]
 ) -> None:
-    rows: dict[str, Row] = {}
+    rows: dict[str, WatchedRow] = {}
 
     async def follow(task_id: str) -> None:
         async for snapshot in client.watch(task_id):
-            rows[task_id] = Row(task_id, status.facts(snapshot), status.cells(snapshot))
+            rows[task_id] = WatchedRow(
+                task_id, status.without_result(snapshot), status.cells(snapshot)
+            )
             view.show(rows.values())
 
     async with anyio.create_task_group() as group:

@@ -1,14 +1,14 @@
-"""``python -m aioabort.demo``: what goes in, and the status that comes out."""
+"""``python -m aioabort.demo``: signals, missing packages, and the exit status."""
 
 import signal
 import sys
 from importlib.util import find_spec
 from typing import cast
 
+from aioabort.demo import DemoError, UnusableOption
 from aioabort.demo.arguments import Options, parse
-from aioabort.demo.errors import DemoError, Unusable
 
-#: The status of a program that Ctrl-C ended, as shells have it.
+#: The exit status that shells use for a program that Ctrl-C ended.
 INTERRUPTED = 130
 
 
@@ -25,28 +25,28 @@ def main() -> int:
         if (error := _demo_error(raised)) is None:
             raise
         print(f"aioabort.demo: {error}", file=sys.stderr)
-        return error.status
+        return error.exit_status
 
 
 def _end_cleanly_on_signals() -> None:
-    """Have whoever ends us by a signal end the server and the worker, too."""
+    """Turn SIGTERM and SIGHUP into Ctrl-C, which stops the server and the worker."""
 
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    # A shell may have us ignore it, in the background.
+    # A shell makes background processes ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
 
 
 def _run(options: Options) -> int:
-    # Found out before they are imported; --help works without them.
+    # Checked only here, so that --help works without these packages.
     needed = ("psycopg", "rich", "sqlalchemy", "starlette", "uvicorn")
     missing = [name for name in needed if not find_spec(name)]
     if missing:
-        raise Unusable(
-            f"{', '.join(missing)} cannot be imported: run `pip install aioabort[demo]`"
+        raise UnusableOption(
+            f"{', '.join(missing)} are not installed: run `pip install aioabort[demo]`"
         )
     from aioabort.demo.session import run  # noqa: PLC0415
 
@@ -54,7 +54,7 @@ def _run(options: Options) -> int:
 
 
 def _demo_error(raised: Exception) -> DemoError | None:
-    """Return our error, out of the task groups that it may have passed."""
+    """Return the DemoError in *raised*, which task groups may have wrapped."""
     if isinstance(raised, ExceptionGroup):
         group = cast("ExceptionGroup[Exception]", raised)
         found = map(_demo_error, group.exceptions)

@@ -1,4 +1,4 @@
-"""Kombu's filesystem transport, made safe for a demo that counts what is lost."""
+"""A broker in a directory: Kombu's filesystem transport, with atomic messages."""
 
 from pathlib import Path
 from time import monotonic
@@ -11,38 +11,39 @@ from kombu.utils.json import dumps
 SCHEME = "aioabort-demo"
 
 
-class Channel(filesystem.Channel):
-    """Kombu's channel, except that a message appears whole or not at all.
+class AtomicChannel(filesystem.Channel):
+    """Kombu's channel, except that a message's file appears complete.
 
-    Kombu creates the file before it writes it: a worker that looks just then takes an
-    empty message, and the task is lost before anybody could abort it.
+    Kombu creates the file before it writes the message. A worker that reads it in
+    between takes an empty message and loses the task, which the demo would count as a
+    lost abort.
     """
 
-    # The stubs' name for the second argument is not the same in all base classes.
+    # The stubs of the base classes disagree about the second argument's name.
     def _put(  # type: ignore[override]
         self, queue: str, payload: dict[str, Any], **_: Any
     ) -> None:
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
         message = Path(self.data_folder_out, name)
-        # A reader takes whatever has ".msg" in its name, hidden or not.
+        # A reader takes every file with ".msg" in its name, also a hidden one.
         unfinished = message.with_suffix(".unfinished")
         unfinished.write_text(dumps(payload))
         unfinished.rename(message)
 
 
-class Transport(filesystem.Transport):
-    """The transport that Celery finds under our scheme."""
+class AtomicTransport(filesystem.Transport):
+    """The transport for URLs with our scheme."""
 
-    Channel: type[filesystem.Channel] = Channel
+    Channel: type[filesystem.Channel] = AtomicChannel
 
 
 def register_scheme() -> None:
-    """Have Celery find the transport."""
-    TRANSPORT_ALIASES[SCHEME] = f"{__name__}:Transport"
+    """Register the transport with Kombu, where Celery looks it up."""
+    TRANSPORT_ALIASES[SCHEME] = f"{__name__}:AtomicTransport"
 
 
 def filesystem_settings(folder: Path) -> dict[str, Any]:
-    """Return Celery's settings for a broker that is a folder."""
+    """Return Celery's settings for a broker in *folder*."""
     queues = folder / "queues"
     queues.mkdir()
     return {

@@ -1,4 +1,4 @@
-"""What is seen of the runs while they go on, and the tables in the end."""
+"""The progress of the runs: lines, or bars on a terminal."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -8,63 +8,63 @@ import anyio
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from aioabort.demo.runs import Run
+from aioabort.demo.runs import DemoRun
 
-#: Seconds between two looks at the runs.
-LOOK = 0.1
+#: Seconds between two updates.
+INTERVAL = 0.1
 
-#: Lines for the runs of a library, when there is no terminal.
+#: Progress lines per library, without a terminal.
 LINES = 4
 
 
 class Display(Protocol):
-    """How the progress is told."""
+    """Shows the progress."""
 
     def say(self, text: str) -> None:
-        """Tell what comes next."""
+        """Announce the next step."""
         ...
 
-    async def follow(self, name: str, runs: Sequence[Run], files: int) -> None:
-        """Show *runs*, of so many *files* each, until cancelled."""
+    async def follow(self, name: str, runs: Sequence[DemoRun], files: int) -> None:
+        """Show *runs*, each of *files* files, until cancelled."""
         ...
 
 
 class PlainDisplay:
-    """Lines, for a file or a pipe."""
+    """Prints lines, for a file or a pipe."""
 
     def say(self, text: str) -> None:
-        """Tell what comes next."""
+        """Announce the next step."""
         print(text, flush=True)
 
-    async def follow(self, name: str, runs: Sequence[Run], files: int) -> None:  # noqa: ARG002
-        """Print a line whenever another part of *runs* is over."""
-        told = 0
+    async def follow(self, name: str, runs: Sequence[DemoRun], files: int) -> None:  # noqa: ARG002
+        """Print a line each time another quarter of *runs* has ended."""
+        printed = 0
         try:
             while True:
-                await anyio.sleep(LOOK)
-                if (part := _over(runs) * LINES // len(runs)) > told:
-                    told = part
-                    self._tell(name, runs)
+                await anyio.sleep(INTERVAL)
+                if (part := _over(runs) * LINES // len(runs)) > printed:
+                    printed = part
+                    self._print(name, runs)
         finally:
-            if told < LINES:
-                self._tell(name, runs)
+            if printed < LINES:
+                self._print(name, runs)
 
-    def _tell(self, name: str, runs: Sequence[Run]) -> None:
+    def _print(self, name: str, runs: Sequence[DemoRun]) -> None:
         self.say(f"{name}: {_over(runs)} of {len(runs)} runs, {_verdicts(runs)}")
 
 
 class LiveDisplay:
-    """Bars on a terminal: one for all runs, and one for each that is running."""
+    """Draws bars on a terminal: one for all runs, and one for each running run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def say(self, text: str) -> None:
-        """Tell what comes next."""
+        """Announce the next step."""
         self._console.print(text, style="dim", highlight=False)
 
-    async def follow(self, name: str, runs: Sequence[Run], files: int) -> None:
-        """Keep the bars up to date, until cancelled; only the first one stays."""
+    async def follow(self, name: str, runs: Sequence[DemoRun], files: int) -> None:
+        """Update the bars until cancelled; then only the first bar stays."""
         with _bars(self._console) as progress:
             total = progress.add_task(name, total=len(runs), note="")
             shown: dict[int, TaskID] = {}
@@ -72,7 +72,7 @@ class LiveDisplay:
                 while True:
                     _show_running(progress, shown, runs, files)
                     progress.update(total, completed=_over(runs), note=_verdicts(runs))
-                    await anyio.sleep(LOOK)
+                    await anyio.sleep(INTERVAL)
             finally:
                 for bar in shown.values():
                     progress.remove_task(bar)
@@ -93,7 +93,7 @@ def _bars(console: Console) -> Generator[Progress]:
 
 
 def _show_running(
-    progress: Progress, shown: dict[int, TaskID], runs: Sequence[Run], files: int
+    progress: Progress, shown: dict[int, TaskID], runs: Sequence[DemoRun], files: int
 ) -> None:
     for run in runs:
         is_running = run.entry.started and not run.entry.stopped
@@ -111,10 +111,10 @@ def _show_running(
         )
 
 
-def _over(runs: Sequence[Run]) -> int:
+def _over(runs: Sequence[DemoRun]) -> int:
     return sum(run.is_over for run in runs)
 
 
-def _verdicts(runs: Sequence[Run]) -> str:
+def _verdicts(runs: Sequence[DemoRun]) -> str:
     verdicts = [run.verdict for run in runs if run.is_over]
     return f"{verdicts.count('honoured')} honoured, {verdicts.count('lost')} lost"

@@ -1,8 +1,8 @@
-"""What each run really did, independent of Celery, PostgreSQL and aioabort.
+"""What each run really did, recorded without Celery, PostgreSQL and aioabort.
 
-A file that the demo and the worker's processes have mapped: the task writes into its
-entry, the demo looks at it. Moments are of the monotonic clock, which all processes of
-a machine share; 0 stands for "never".
+The ledger is a file that the demo and the worker's processes map into memory: the task
+writes its entry, and the demo reads it. Times are of the monotonic clock, which all
+processes of a machine share; 0 means "never".
 """
 
 import ctypes
@@ -14,20 +14,20 @@ from pathlib import Path
 
 import anyio
 
-#: Seconds between two looks at an entry.
-LOOK = 0.01
+#: Seconds between two reads of an entry.
+POLL_INTERVAL = 0.01
 
 
 class Entry(ctypes.Structure):
-    """One run, as its body saw it."""
+    """One run, as its body recorded it."""
 
     #: The body began.
     started: float
     #: The latest check began.
     checked: float
-    #: The body is over.
+    #: The body ended.
     stopped: float
-    #: How many files it has hashed.
+    #: Files hashed so far.
     hashed: int
     #: A check returned True.
     aborted: bool
@@ -41,24 +41,24 @@ class Entry(ctypes.Structure):
     )
 
 
-async def until(is_so: Callable[[], object]) -> None:
-    """Return when the ledger says so; nobody tells when an entry changes."""
-    while not is_so():  # noqa: ASYNC110
-        await anyio.sleep(LOOK)
+async def wait_for(condition: Callable[[], object]) -> None:
+    """Poll until *condition* is true: a write to shared memory wakes no one."""
+    while not condition():  # noqa: ASYNC110
+        await anyio.sleep(POLL_INTERVAL)
 
 
 def create_ledger(path: Path, entries: int) -> None:
-    """Make an empty ledger."""
+    """Create an empty ledger."""
     path.touch()
     os.truncate(path, entries * ctypes.sizeof(Entry))
 
 
 def entry_of(path: str, number: int) -> Entry:
-    """Return an entry that every process sees change."""
-    return Entry.from_buffer(_mapped(path), number * ctypes.sizeof(Entry))
+    """Return an entry in memory that all processes share."""
+    return Entry.from_buffer(_map(path), number * ctypes.sizeof(Entry))
 
 
 @cache
-def _mapped(path: str) -> mmap.mmap:
+def _map(path: str) -> mmap.mmap:
     with Path(path).open("r+b") as file:
         return mmap.mmap(file.fileno(), 0)

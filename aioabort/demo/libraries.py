@@ -1,4 +1,4 @@
-"""The two libraries under comparison, each used from asyncio as well as it can be."""
+"""The two libraries that are compared, each used from asyncio as its API allows."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -10,14 +10,14 @@ from celery.contrib.abortable import AbortableAsyncResult
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from aioabort import AbortClient, TaskAborted
-from aioabort.demo.ledger import Entry, until
-from aioabort.demo.project import ORIGINALS, OURS, AnyTask, app
+from aioabort.demo.celery_app import AIOABORT_TASKS, CONTRIB_TASKS, AnyTask, app
+from aioabort.demo.ledger import Entry, wait_for
 
 _Result = AbortableAsyncResult[Any] if TYPE_CHECKING else AbortableAsyncResult
 
 
 class Library(Protocol):
-    """How tasks are sent, aborted and awaited."""
+    """Publishes, aborts and awaits tasks."""
 
     name: str
 
@@ -28,20 +28,20 @@ class Library(Protocol):
         ...
 
     async def abort(self, task_id: str) -> None:
-        """Ask the task to stop."""
+        """Abort the task."""
         ...
 
     async def wait(self, task_id: str) -> Any:
-        """Return the task's value when it has ended."""
+        """Wait until the task has ended, and return its value."""
         ...
 
-    async def ended(self, task_id: str, entry: Entry) -> bool:
-        """Return when the task has ended; whether that was before its body began."""
+    async def wait_for_end(self, task_id: str, entry: Entry) -> bool:
+        """Wait until the task has ended; return True if its body never began."""
         ...
 
 
-class Original:
-    """celery.contrib.abortable; all of it blocks, so it is called in threads."""
+class ContribLibrary:
+    """celery.contrib.abortable. All its calls block, so they run in threads."""
 
     name = "celery.contrib.abortable"
 
@@ -49,32 +49,32 @@ class Original:
         self, task: str, *args: object, countdown: float | None = None
     ) -> str:
         """Publish *task* and return its id."""
-        return await _publish(ORIGINALS[task], args, countdown)
+        return await _publish(CONTRIB_TASKS[task], args, countdown)
 
     async def abort(self, task_id: str) -> None:
-        """Ask the task to stop."""
+        """Abort the task."""
         result = _Result(task_id, app=app)
         await to_thread.run_sync(result.abort)
 
     async def wait(self, task_id: str) -> Any:
-        """Return the task's value when it has ended."""
+        """Wait until the task has ended, and return its value."""
         result = _Result(task_id, app=app)
         while True:
-            # A thread cannot be cancelled: for a short time only, or Ctrl-C would wait.
+            # A thread cannot be cancelled: without a short timeout, Ctrl-C would wait.
             with suppress(CeleryTimeoutError):
                 return await to_thread.run_sync(partial(result.get, timeout=1.0))
 
-    async def ended(self, task_id: str, entry: Entry) -> bool:  # noqa: ARG002
-        """Return when the body is over; it always runs.
+    async def wait_for_end(self, task_id: str, entry: Entry) -> bool:  # noqa: ARG002
+        """Wait until the body has ended; it always runs.
 
-        The ledger tells. A ``get()`` for each run would poll the database, and slow
-        down what is to be compared.
+        Reads the ledger: a ``get()`` for each run would poll the database, and slow
+        down the runs that are compared.
         """
-        await until(lambda: entry.stopped)
+        await wait_for(lambda: entry.stopped)
         return False
 
 
-class Ours:
+class AioabortLibrary:
     """aioabort."""
 
     name = "aioabort"
@@ -86,18 +86,18 @@ class Ours:
         self, task: str, *args: object, countdown: float | None = None
     ) -> str:
         """Publish *task* and return its id."""
-        return await _publish(OURS[task], args, countdown)
+        return await _publish(AIOABORT_TASKS[task], args, countdown)
 
     async def abort(self, task_id: str) -> None:
-        """Ask the task to stop."""
+        """Abort the task."""
         await self._client.abort(task_id, requested_by="the demo")
 
     async def wait(self, task_id: str) -> Any:
-        """Return the task's value when it has ended, or raise TaskAborted."""
+        """Wait until the task has ended; return its value or raise TaskAborted."""
         return await self._client.wait(task_id)
 
-    async def ended(self, task_id: str, entry: Entry) -> bool:  # noqa: ARG002
-        """Return when the task has ended; whether that was before its body began."""
+    async def wait_for_end(self, task_id: str, entry: Entry) -> bool:  # noqa: ARG002
+        """Wait until the task has ended; return True if its body never began."""
         try:
             await self.wait(task_id)
         except TaskAborted:
@@ -105,18 +105,18 @@ class Ours:
         return False
 
 
-#: By the names that the command line uses.
-LIBRARIES = {"celery": Original.name, "aioabort": Ours.name}
+#: The libraries by their names on the command line.
+LIBRARIES = {"celery": ContribLibrary.name, "aioabort": AioabortLibrary.name}
 
 
 @asynccontextmanager
 async def open_library(name: str) -> AsyncGenerator[Library]:
-    """Have one of the LIBRARIES ready for the time of the block."""
-    if name == Original.name:
-        yield Original()
+    """Open one of the LIBRARIES for the duration of the block."""
+    if name == ContribLibrary.name:
+        yield ContribLibrary()
         return
     async with AbortClient(app) as client:
-        yield Ours(client)
+        yield AioabortLibrary(client)
 
 
 async def _publish(

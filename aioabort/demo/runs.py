@@ -1,30 +1,67 @@
-"""Runs of the index task, each of them aborted, and what became of the aborts."""
+"""Runs of the index task, each aborted at some moment, and whether it stopped."""
 
+import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import cycle
 from typing import Literal
 
 import anyio
 
-from aioabort.demo.errors import DemoError
-from aioabort.demo.ledger import Entry
+from aioabort.demo import DemoError
+from aioabort.demo.ledger import Entry, wait_for
 from aioabort.demo.libraries import Library
-from aioabort.demo.moments import Moment
+from aioabort.demo.tasks import UPDATE_INTERVAL
 
-#: Seconds within which a run that was aborted, or not, must be over.
-LONGEST_RUN = 120.0
+#: Seconds until a task with an ETA begins.
+COUNTDOWN = 1.0
 
-#: Runs at a time for each that the worker can run: the others are queued or on ETA.
-WAITING = 3
+#: Seconds within which every run must end.
+RUN_TIMEOUT = 120.0
+
+#: Published runs per process of the worker; those that do not run yet are queued or
+#: wait for their ETA.
+RUNS_PER_PROCESS = 3
 
 Verdict = Literal["honoured", "lost", "too late", "failed"]
 
 
+class AbortMoment(Enum):
+    """When in its life a run is aborted."""
+
+    MIDWAY = "mid-way"
+    BETWEEN = "between progress updates"
+    STARTED = "just started"
+    QUEUED = "queued"
+    ETA = "on ETA"
+
+    @property
+    def countdown(self) -> float | None:
+        """Seconds until the ETA, or None for a task without one."""
+        return COUNTDOWN if self is AbortMoment.ETA else None
+
+    async def wait(self, entry: Entry, files: int) -> None:
+        """Wait until the run has come to this moment, at most halfway through."""
+        if self in {AbortMoment.QUEUED, AbortMoment.ETA}:
+            return
+        reached = self._files_hashed(files)
+        await wait_for(lambda: entry.started and entry.hashed >= reached)
+
+    def _files_hashed(self, files: int) -> int:
+        half = files // 2
+        if self is AbortMoment.STARTED:
+            return 0
+        if self is AbortMoment.MIDWAY:
+            return random.randint(half // 2, half)  # noqa: S311
+        updates = random.randint(0, half // UPDATE_INTERVAL)  # noqa: S311
+        return min(updates * UPDATE_INTERVAL + UPDATE_INTERVAL // 2, half)
+
+
 @dataclass(frozen=True)
-class Job:
-    """What is indexed: the first *files* files below *path*, not in less than *seconds*."""
+class IndexJob:
+    """What a run does: index the first *files* below *path* in at least *seconds*."""
 
     path: str
     files: int
@@ -32,16 +69,16 @@ class Job:
 
     @property
     def rest(self) -> float:
-        """Return the pause after each file."""
+        """Return the pause after each file, in seconds."""
         return self.seconds / self.files
 
 
 @dataclass
-class Run:
-    """One run of the job; the moments are of the monotonic clock."""
+class DemoRun:
+    """One run of the job; times are of the monotonic clock."""
 
     number: int
-    moment: Moment
+    moment: AbortMoment
     entry: Entry = field(repr=False)
     called_at: float = 0.0
     returned_at: float = 0.0
@@ -51,46 +88,46 @@ class Run:
 
     @property
     def verdict(self) -> Verdict:
-        """What became of the abort, by what the body itself wrote down."""
+        """Whether the abort was honoured, judged by the body's own ledger entry."""
         if self.entry.aborted or (self.is_refused and not self.entry.started):
             return "honoured"
         if not self.entry.stopped:
             return "failed"
-        # It ran to its end. An abort() that returned after its last check was not
-        # asked of a run that could still have stopped.
+        # The body ran to its end. If its last check began before abort() returned,
+        # the run could no longer stop.
         return "lost" if self.entry.checked > self.returned_at else "too late"
 
     @property
     def stopped_after(self) -> float | None:
-        """Seconds from abort()'s return to the stop of a body that was running."""
+        """Seconds from abort()'s return to the end of a body that was running."""
         if not self.entry.aborted or self.entry.started > self.returned_at:
             return None
-        # It may have seen the request before its requester knew that it was stored.
+        # The body may see the abort before abort() returns to the client.
         return max(0.0, self.entry.stopped - self.returned_at)
 
 
-def plan(entries: Iterable[tuple[int, Entry]]) -> list[Run]:
-    """Return a run for each of *entries*, all moments in turn."""
+def plan(entries: Iterable[tuple[int, Entry]]) -> list[DemoRun]:
+    """Return a run for each of *entries*; the abort moments take turns."""
     return [
-        Run(number, moment, entry)
-        for moment, (number, entry) in zip(cycle(Moment), entries, strict=False)
+        DemoRun(number, moment, entry)
+        for moment, (number, entry) in zip(cycle(AbortMoment), entries, strict=False)
     ]
 
 
 async def abort_all(
-    library: Library, job: Job, runs: Sequence[Run], concurrency: int
+    library: Library, job: IndexJob, runs: Sequence[DemoRun], concurrency: int
 ) -> None:
-    """Start and abort *runs*, with always some more than the worker can run."""
-    room = anyio.Semaphore(WAITING * concurrency)
+    """Start and abort *runs*; some more are published than the worker can run."""
+    room = anyio.Semaphore(RUNS_PER_PROCESS * concurrency)
 
-    async def one(run: Run) -> None:
+    async def start_and_abort(run: DemoRun) -> None:
         try:
-            with anyio.fail_after(LONGEST_RUN):
-                await _abort_one(library, job, run)
+            with anyio.fail_after(RUN_TIMEOUT):
+                await _start_and_abort(library, job, run)
         except TimeoutError:
             raise DemoError(
                 f"{library.name}: a run that was aborted {run.moment.value} did not "
-                f"end within {LONGEST_RUN:g} s"
+                f"end within {RUN_TIMEOUT:g} s"
             ) from None
         finally:
             room.release()
@@ -98,16 +135,16 @@ async def abort_all(
     async with anyio.create_task_group() as group:
         for run in runs:
             await room.acquire()
-            group.start_soon(one, run)
+            group.start_soon(start_and_abort, run)
 
 
-async def _abort_one(library: Library, job: Job, run: Run) -> None:
+async def _start_and_abort(library: Library, job: IndexJob, run: DemoRun) -> None:
     arguments = (run.number, job.path, job.files, job.rest)
     countdown = run.moment.countdown
     task_id = await library.send("index", *arguments, countdown=countdown)
-    await run.moment.arrive(run.entry, job.files)
+    await run.moment.wait(run.entry, job.files)
     run.called_at = time.monotonic()
     await library.abort(task_id)
     run.returned_at = time.monotonic()
-    run.is_refused = await library.ended(task_id, run.entry)
+    run.is_refused = await library.wait_for_end(task_id, run.entry)
     run.is_over = True

@@ -1,33 +1,32 @@
-"""What the runs of one library amount to."""
+"""The figures of one library's runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from aioabort.demo.moments import Moment
-from aioabort.demo.runs import Run, Verdict
+from aioabort.demo.runs import AbortMoment, DemoRun, Verdict
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One column of the table; durations are seconds, None stands for "not known"."""
+    """One column of the table; durations are in seconds, None means "unknown"."""
 
     library: str
-    runs: Sequence[Run]
+    runs: Sequence[DemoRun]
     statements: float
     unit: str
     check: float
     is_set: float
 
-    def count(self, *verdicts: Verdict, moment: Moment | None = None) -> int:
-        """Return how many runs, or those aborted at *moment*, ended so."""
+    def count(self, *verdicts: Verdict, moment: AbortMoment | None = None) -> int:
+        """Return the number of runs (aborted at *moment*) with one of *verdicts*."""
         return sum(
             run.verdict in verdicts and moment in {None, run.moment}
             for run in self.runs
         )
 
-    def asked(self, moment: Moment | None = None) -> int:
-        """Return how many aborts were asked of runs that could still have stopped."""
+    def count_aborts(self, moment: AbortMoment | None = None) -> int:
+        """Return the number of aborts of runs that could still stop."""
         return self.count("honoured", "lost", moment=moment)
 
     @property

@@ -1,1 +1,1 @@
-"""All that knows SQL or asyncpg: the schema, the statements, connections, LISTEN."""
+"""The only package that uses SQL and asyncpg: schema, statements, connections, LISTEN."""

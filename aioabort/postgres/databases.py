@@ -1,4 +1,4 @@
-"""A database that comes and goes, for tests."""
+"""Temporary databases for tests."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,8 +8,9 @@ from aioabort.dsn import Dsn
 from aioabort.postgres.connection import connect
 from aioabort.postgres.errors import driver_errors
 from aioabort.postgres.tables import quoted
+from aioabort.timing import Timing
 
-# From template1 it would fail while somebody is connected to that.
+# PostgreSQL cannot copy template1 while a session is connected to it.
 CREATE_DATABASE: Final = "CREATE DATABASE {name} TEMPLATE template0"
 
 DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
@@ -17,16 +18,17 @@ DROP_DATABASE: Final = "DROP DATABASE {name} WITH (FORCE)"
 
 @asynccontextmanager
 async def temporary_database(server: Dsn, name: str) -> AsyncGenerator[None]:
-    """Have an empty database *name* on *server*, until the block ends.
+    """Create the database *name* on *server*, and drop it at the end of the block.
 
-    Whoever is still connected to it then loses the connection. Raises StoreError if
-    the role may not create one, and StoreUnavailable if there is no server.
+    Connections that are still open then are closed by PostgreSQL. Raises StoreError if
+    the role may not create databases, and StoreUnavailable if PostgreSQL cannot be
+    reached.
     """
-    async with connect(server) as link:
+    async with connect(server, Timing()) as connection:
         with driver_errors():
-            await link.execute(CREATE_DATABASE.format(name=quoted(name)))
+            await connection.execute(CREATE_DATABASE.format(name=quoted(name)))
         try:
             yield
         finally:
             with driver_errors():
-                await link.execute(DROP_DATABASE.format(name=quoted(name)))
+                await connection.execute(DROP_DATABASE.format(name=quoted(name)))

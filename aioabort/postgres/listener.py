@@ -1,112 +1,119 @@
-"""LISTEN on a connection of its own, and knowing when that connection is lost."""
+"""LISTEN on a connection, and detecting that the connection is lost."""
 
 import asyncio
 import secrets
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Never
 
-from anyio import fail_after, move_on_after, sleep, sleep_forever
+from anyio import CancelScope, fail_after, move_on_after, sleep, sleep_forever
 
-from aioabort.dsn import Dsn
 from aioabort.exceptions import StoreUnavailable
-from aioabort.postgres import statements
-from aioabort.postgres.connection import Link, connect
+from aioabort.postgres.connection import PING, SerialConnection, connect
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.hints import decode_hint
+from aioabort.postgres.notifications import decode_notification
+from aioabort.postgres.request_statements import NOTIFY
 
-HEARTBEAT = 10.0
-HEARTBEAT_TIMEOUT = 3.0
-
-#: How often it is tried whether a pooler lets notifications through, how long one
-#: may take, and how many seconds later it is tried again.
+#: Notifications that a probe sends before it reports that none arrives.
 PROBES = 3
-PROBE_TIMEOUT = 0.7
-PROBE_AGAIN = 300.0
 
-#: Gets the ids to look at, or None for "look at everything". Called by the driver
-#: between two reads of the socket: it must return at once, and never raise.
-OnHint = Callable[[list[str] | None], None]
+#: Gets the task ids to query, or None for all. asyncpg calls it between two reads of
+#: the socket: it must return at once, and must not raise.
+OnNotification = Callable[[list[str] | None], None]
 
 
 async def keep_listening(
-    link: Link,
-    dsn: Dsn,
+    connection: SerialConnection,
     channel: str,
-    on_hint: OnHint,
+    on_notification: OnNotification,
     on_change: Callable[[str | None], None],
 ) -> Never:
-    """Listen on *link*, which is a connection to *dsn*.
+    """Call *on_notification* with each notification on *channel*.
 
-    *on_change* gets None when notifications come from now on, and else why they will
-    not: a pooler takes LISTEN, and then lends another server connection to whoever
-    comes next. It is asked again every five minutes.
+    *on_change* gets None when notifications arrive from now on, and otherwise the
+    reason why they do not: a pooler accepts LISTEN, but may give the server connection
+    to another client afterwards. Such a pooler is probed again every five minutes.
     """
 
     def deliver(_connection: Any, _pid: int, _channel: str, payload: Any) -> None:
-        on_hint(decode_hint(payload))
+        on_notification(decode_notification(payload))
 
     while True:
-        refusal = await _refusal(dsn) if link.is_pooled else None
+        refusal = await _refusal(connection) if connection.is_pooled else None
         if refusal is None:
             with driver_errors():
-                await link.listen(channel, deliver)
+                await connection.listen(channel, deliver)
         on_change(refusal)
-        if not link.is_pooled:
+        if not connection.is_pooled:
             await sleep_forever()
-        await sleep(PROBE_AGAIN)
+        await sleep(connection.timing.probe_interval)
 
 
-async def until_lost(link: Link, heartbeat: float | None = None) -> Never:
-    """Raise StoreUnavailable when the connection is lost.
+async def watch_connection(
+    connection: SerialConnection, *, pings: bool = False
+) -> Never:
+    """Raise StoreUnavailable when *connection* is lost.
 
-    A server that goes silent without closing is noticed by a statement that times
-    out: every *heartbeat* seconds, or the caller's own statements if None.
+    If the server goes silent without closing the connection, a statement times out:
+    with *pings* a ping at each heartbeat, otherwise a statement of the caller's.
     """
+    timing = connection.timing
     lost = asyncio.Event()
-    link.connection.add_termination_listener(lambda _connection: lost.set())
-    while not link.connection.is_closed():
-        with move_on_after(heartbeat):
+    connection.asyncpg_connection.add_termination_listener(lambda _: lost.set())
+    while not connection.asyncpg_connection.is_closed():
+        with move_on_after(timing.heartbeat if pings else None):
             await lost.wait()
             break
-        with driver_errors(), fail_after(HEARTBEAT_TIMEOUT):
-            await link.fetch(statements.PING)
+        with driver_errors(), fail_after(timing.heartbeat_timeout):
+            await connection.fetch(PING)
     raise StoreUnavailable("PostgreSQL is away: the connection was closed")
 
 
-async def _refusal(dsn: Dsn) -> str | None:
-    """Return why the pooler at *dsn* lets no notification through, or None."""
-    try:
-        is_heard = await _is_heard(dsn)
-    except StoreUnavailable as error:
-        return f"a pooler could not be asked whether it lets them through: {error}"
-    if is_heard:
-        return None
-    return (
-        "a pooler that lends its connections by the transaction lets none through; "
-        "aioabort_listen_dsn may name a direct address"
-    )
+async def measure_lag(
+    listener: SerialConnection, notifier: SerialConnection
+) -> float | None:
+    """Return the seconds that a notification takes, or None if none arrives.
 
-
-async def _is_heard(dsn: Dsn) -> bool:
-    """Whether one connection hears what another one notifies.
-
-    Two connections of their own: what is notified on the connection that listens, or
-    while it runs a statement, comes through even if nothing else does.
+    The two connections must differ. What a connection notifies to itself arrives even
+    through a pooler that drops all other notifications, and so does a notification that
+    is sent while the listener runs a statement.
     """
     channel = f"aioabort_probe_{secrets.token_hex(8)}"
-    heard = asyncio.Event()
+    sent_at: dict[str, float] = {}
+    lag: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def hear(*_: object) -> None:
-        heard.set()
+    def deliver(_connection: Any, _pid: int, _channel: str, payload: str) -> None:
+        if not lag.done():
+            lag.set_result(perf_counter() - sent_at[payload])
 
-    async with connect(dsn) as ear, connect(dsn) as mouth:
-        with driver_errors():
-            await ear.listen(channel, hear)
-            for _ in range(PROBES):
-                await mouth.fetch(statements.NOTIFY, channel, ["probe"])
-                with move_on_after(PROBE_TIMEOUT):
-                    await heard.wait()
-                    break
-            # Or the server connection would go on listening, for nobody.
-            await ear.unlisten(channel, hear)
-    return heard.is_set()
+    timing = listener.timing
+    with driver_errors():
+        await listener.listen(channel, deliver)
+        try:
+            for number in map(str, range(PROBES)):
+                sent_at[number] = perf_counter()
+                await notifier.fetch(NOTIFY, channel, [number])
+                await asyncio.wait([lag], timeout=timing.probe_timeout)
+                if lag.done():
+                    return lag.result()
+        finally:
+            # Otherwise the pooler's server connection would listen for ever.
+            with CancelScope(shield=True), move_on_after(timing.close_timeout):
+                await listener.unlisten(channel, deliver)
+    return None
+
+
+async def _refusal(connection: SerialConnection) -> str | None:
+    """Return why the pooler lets no notification through, or None if it does."""
+    dsn, timing = connection.dsn, connection.timing
+    try:
+        async with connect(dsn, timing) as listener, connect(dsn, timing) as notifier:
+            lag = await measure_lag(listener, notifier)
+    except StoreUnavailable as error:
+        return f"the connection pooler could not be probed: {error}"
+    if lag is not None:
+        return None
+    return (
+        "a connection pooler in transaction mode drops notifications; set "
+        "aioabort_listen_dsn to the address of PostgreSQL itself"
+    )

@@ -1,4 +1,4 @@
-"""A pool of connections: one of our own, or one that the user lends us."""
+"""A pool of connections: one of our own, or a pool of the user's."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,58 +9,76 @@ import asyncpg
 from anyio import CancelScope, move_on_after
 
 from aioabort.dsn import Dsn
-from aioabort.exceptions import ClientClosed, StoreError, StoreUnavailable, WrongLoop
+from aioabort.exceptions import (
+    ClientClosed,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+    WrongLoop,
+)
+from aioabort.postgres.codecs import refuse_foreign_codecs
 from aioabort.postgres.connection import (
-    CLOSE_TIMEOUT,
-    STATEMENT_TIMEOUT,
+    PING,
+    SHORT_LOCK_WAITS,
     Connection,
+    fetch_in_time,
     new_connection,
 )
 from aioabort.postgres.errors import driver_errors
-from aioabort.postgres.statements import PING
-
-#: Seconds until a pool of which all connections are in use counts as out of order.
-ACQUIRE_TIMEOUT = 30.0
+from aioabort.timing import Timing
 
 AnyPool: TypeAlias = "asyncpg.Pool[Any]"
 PoolConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
 
 
 class Pool:
-    """Runs each statement on a connection that is free."""
+    """Runs each statement on a free connection of the pool."""
 
-    def __init__(self, pool: "AnyPool", *, is_lent: bool) -> None:
+    def __init__(self, pool: "AnyPool", timing: Timing, *, is_borrowed: bool) -> None:
         self._pool = pool
-        self._is_lent = is_lent
-        # A pool that is not ours may reset its connections with a statement.
-        self._release_timeout = STATEMENT_TIMEOUT if is_lent else CLOSE_TIMEOUT
+        self._timing = timing
+        self._is_borrowed = is_borrowed
+        # A pool of the user's may reset each connection with a statement.
+        self._release_timeout = (
+            timing.statement_timeout if is_borrowed else timing.close_timeout
+        )
 
-    async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
+    async def fetch(
+        self, query: str, *args: Any, timeout: float | None = None
+    ) -> list[asyncpg.Record]:
         """Run *query* and return its rows."""
         async with self._connection() as connection:
-            return await connection.fetch(query, *args, timeout=STATEMENT_TIMEOUT)
+            return await fetch_in_time(
+                connection, self._timing, query, *args, timeout=timeout
+            )
 
     async def execute(self, query: str, *args: Any) -> str:
         """Run *query*; several statements without arguments are one transaction."""
         async with self._connection() as connection:
-            return await connection.execute(query, *args, timeout=STATEMENT_TIMEOUT)
+            return await connection.execute(
+                query, *args, timeout=self._timing.statement_timeout
+            )
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator["PoolConnection"]:
         if self._pool.is_closing():
-            # Not StoreUnavailable: a pool does not come back.
-            raise StoreError("The pool that the client was given is closed")
+            # Not StoreUnavailable: a closed pool cannot be opened again.
+            raise StoreError("The pool that was passed to the client is closed")
+        timeout = self._timing.acquire_timeout
         try:
-            # Not the pool's own timeout, for which it would start a task each time.
-            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+            # Not acquire(timeout=...), which starts a task for each call.
+            async with asyncio.timeout(timeout):
                 connection = await self._pool.acquire()
         except TimeoutError as error:
-            raise StoreUnavailable("no connection was to be had in time") from error
+            raise StoreBusy(
+                "PostgreSQL is busy: no connection of the pool became free within "
+                f"{timeout:g} s"
+            ) from error
         try:
             yield connection
         except asyncpg.ReadOnlySQLTransactionError:
-            # The primary of yesterday: who connects anew finds the one of today.
-            if not self._is_lent:
+            # The primary has become a standby: new connections find the new primary.
+            if not self._is_borrowed:
                 await self._pool.expire_connections()
             raise
         finally:
@@ -68,60 +86,67 @@ class Pool:
 
 
 @asynccontextmanager
-async def open_pool(dsn: Dsn, max_size: int) -> AsyncGenerator[Pool]:
-    """Open a pool for the time of the block, and make sure that it connects.
+async def open_pool(dsn: Dsn, max_size: int, timing: Timing) -> AsyncGenerator[Pool]:
+    """Open a pool, check that it can connect, and close it at the end of the block.
 
-    Raises StoreUnavailable when the server cannot be reached, and StoreError when it
+    Raises StoreUnavailable if PostgreSQL cannot be reached, and StoreError if it
     refuses.
     """
 
     async def connect(*_: object, **__: object) -> Connection:
-        return (await new_connection(dsn))[0]
+        # Otherwise a few aborts of one locked row would take all connections.
+        return (await new_connection(dsn, timing, SHORT_LOCK_WAITS))[0]
 
     asyncpg_pool = await asyncpg.create_pool(
-        min_size=0, max_size=max_size, connect=connect, reset=_leave_as_it_is
+        min_size=0, max_size=max_size, connect=connect, reset=_skip_reset
     )
-    pool = Pool(asyncpg_pool, is_lent=False)
+    pool = Pool(asyncpg_pool, timing, is_borrowed=False)
     try:
         with driver_errors():
             await pool.fetch(PING)
         yield pool
     finally:
-        with CancelScope(shield=True), move_on_after(CLOSE_TIMEOUT):
+        with CancelScope(shield=True), move_on_after(timing.close_timeout):
             await asyncpg_pool.close()
         asyncpg_pool.terminate()
 
 
 @asynccontextmanager
-async def borrow_pool(pool: "AnyPool") -> AsyncGenerator[Pool]:
-    """Use the user's *pool* for the time of the block, and make sure that it works.
+async def borrow_pool(pool: "AnyPool", timing: Timing) -> AsyncGenerator[Pool]:
+    """Check that the user's *pool* works for aioabort, and use it in the block.
 
-    Raises WrongLoop or ClientClosed for a pool that can never work here, and what
-    ``open_pool()`` raises.
+    Raises ClientClosed if the pool is closed, WrongLoop if it belongs to another event
+    loop, and otherwise what ``open_pool()`` raises.
     """
     if pool.is_closing():
-        raise ClientClosed("The pool that the client was given is closed")
-    # Of another loop's pool, asyncpg says nothing that helps; nor in public what its
-    # loop is.
+        raise ClientClosed("The pool that was passed to the client is closed")
+    # asyncpg has no public name for a pool's loop. Without this check, asyncpg would
+    # raise an error that does not say what is wrong.
     if cast("Any", pool)._loop is not asyncio.get_running_loop():
-        raise WrongLoop("The pool that the client was given is of another event loop")
-    borrowed = Pool(pool, is_lent=True)
+        raise WrongLoop(
+            "The pool that was passed to the client belongs to another event loop: "
+            "create it on the loop that uses the client"
+        )
+    borrowed = Pool(pool, timing, is_borrowed=True)
     try:
         with driver_errors():
             await borrowed.fetch(PING)
     except StoreUnavailable as error:
         if isinstance(error.__cause__, asyncpg.InterfaceError):
-            problem = f"The pool that the client was given cannot be used: {error}"
+            problem = f"The pool that was passed to the client cannot be used: {error}"
             raise StoreError(problem) from error
         raise
+    await refuse_foreign_codecs(borrowed)
     yield borrowed
 
 
 def check_pool(pool: object) -> None:
-    """Raise TypeError unless *pool* is a pool of asyncpg's."""
+    """Raise TypeError unless *pool* is an asyncpg pool."""
     if not isinstance(pool, asyncpg.Pool):
-        raise TypeError(f"pool is an asyncpg.Pool, not {type(pool).__name__}")
+        raise TypeError(f"pool must be an asyncpg.Pool, not {type(pool).__name__}")
 
 
-async def _leave_as_it_is(_connection: object) -> None:
-    """Reset nothing: no statement leaves anything, and that saves a round trip each."""
+async def _skip_reset(_connection: object) -> None:
+    # Our statements change nothing in the session. A reset would cost one round trip
+    # for each statement.
+    pass

@@ -1,4 +1,7 @@
-"""The statements of the result backend; ``{task}`` and ``{group}`` are Celery's tables."""
+"""Statements of the result backend; ``Tables.fill()`` completes them.
+
+``{task}`` and ``{group}`` are Celery's tables, ``{request}`` is the request table.
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,22 +9,25 @@ from typing import Final
 #: The columns of a result that every version of Celery has.
 COLUMNS: Final = ("status", "result", "date_done", "traceback")
 
-#: Those that came later, or belong to ``result_extended``.
+#: The columns of later versions and of ``result_extended``.
 MORE_COLUMNS: Final = (
     *("children", "name", "args", "kwargs", "worker", "retries", "queue", "stamps"),
 )
 
 ALL_COLUMNS: Final = (*COLUMNS, *MORE_COLUMNS)
 
-# A result that is final is never changed by a state that is not, nor a SUCCESS by
-# anything; and ABORTED only by the end of the task, or by a later run of the same id.
-# The start of a run that is no redelivery is such a one: the id was published anew.
-# The row's key is its own if it has one, so that no value of the sequence is wasted.
-# For a state that is not final nobody waits until it is on the disk: if the server
-# crashes within the second, the row is as it was before, and the end of the task, or a
-# request to abort it, is written all the same.
-_STORE: Final = """
-    -- $1 task id, $2 status, and the other columns; last, whether the id is new
+# Precedence: SUCCESS > FAILURE > REVOKED > ABORTED > the rest. A state replaces one that
+# does not precede it, with two exceptions. The first state of a publication's
+# first run replaces FAILURE and REVOKED: the id was published again. Any state replaces
+# ABORTED once the abort request is settled: a later run of the same id stores it.
+#
+# An existing row keeps its key, so that no value of the sequence is wasted.
+#
+# A state that is not final is committed without waiting for the disk. If the server
+# crashes within the next second, the row is as it was before. The final state or an
+# abort request can be written to it as before.
+_STORE_RESULT: Final = """
+    -- $1 task id, $2 status, then the other columns, then whether the id is new
     WITH stored AS (
         INSERT INTO {{task}} AS t (id, task_id, {columns})
         VALUES (
@@ -31,9 +37,11 @@ _STORE: Final = """
             ),
             $1::text, {values}
         )
-        ON CONFLICT (task_id) DO UPDATE SET {changes}
+        ON CONFLICT (task_id) DO UPDATE
+        SET {changes}
         WHERE coalesce(t.status, 'PENDING') <> 'SUCCESS' AND (
-            excluded.status IN ('SUCCESS', 'FAILURE', 'REVOKED')
+            excluded.status IN ('SUCCESS', 'FAILURE')
+            OR excluded.status = 'REVOKED' AND coalesce(t.status, 'PENDING') <> 'FAILURE'
             OR coalesce(t.status, 'PENDING') NOT IN ('FAILURE', 'REVOKED', 'ABORTED')
             OR t.status <> 'ABORTED' AND ${fresh}::bool
             OR t.status = 'ABORTED' AND EXISTS (
@@ -45,26 +53,26 @@ _STORE: Final = """
     )
     SELECT EXISTS (SELECT FROM stored) AS is_stored,
            $1::text AS task_id, (SELECT status FROM stored) AS status,
-           r.requested_at, r.reason, r.requested_by, r.kill_at,
-           extract(epoch FROM r.kill_at - clock_timestamp())::float8 AS kill_in,
-           r.seen_at, r.seen_by, r.outcome, r.outcome_at,
+           {{request_columns}}, {{kill_in}},
            CASE WHEN $2 NOT IN ('SUCCESS', 'FAILURE', 'REVOKED')
                THEN set_config('synchronous_commit', 'off', true) END
-    FROM (SELECT) AS one
+    FROM (SELECT) AS one_row
     LEFT JOIN {{request}} AS r ON r.task_id = $1::text
 """
 
-_READ: Final = """
-    -- $1 task id
-    SELECT task_id, {columns} FROM {{task}} WHERE task_id = $1::text
+_READ_RESULT: Final = """
+    -- $1 task id, $2 the most bytes of a result that are sent
+    SELECT task_id, {columns}, octet_length(result) AS size
+    FROM {{task}}
+    WHERE task_id = $1::text
 """
 
-EXISTS: Final = """
+HAS_RESULT: Final = """
     -- $1 task id
     SELECT FROM {task} WHERE task_id = $1::text
 """
 
-FORGET: Final = """
+DELETE_RESULT: Final = """
     -- $1 task id
     DELETE FROM {task} WHERE task_id = $1::text
 """
@@ -93,13 +101,14 @@ DELETE_GROUP: Final = """
     DELETE FROM {group} WHERE taskset_id = $1::text
 """
 
-# Whoever else deletes at the same time takes other rows.
+# SKIP LOCKED: two cleanups at the same time delete different rows.
 _DELETE_EXPIRED: Final = """
-    -- $1 seconds since they were stored, $2 rows at most
+    -- $1 seconds since the row was stored, $2 rows at most
     WITH gone AS (
         DELETE FROM {table}
         WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM {table}
+            SELECT ctid
+            FROM {table}
             WHERE date_done < localtimestamp - make_interval(secs => $1)
             ORDER BY date_done
             LIMIT $2
@@ -114,27 +123,28 @@ DELETE_EXPIRED_GROUPS: Final = _DELETE_EXPIRED.replace("{table}", "{group}")
 
 COLUMNS_OF: Final = """
     -- $1 the table
-    SELECT attname::text AS name FROM pg_attribute
+    SELECT attname::text AS name
+    FROM pg_attribute
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
 """
 
 
-def store(columns: Sequence[str]) -> str:
-    """Return the statement that stores *columns*, of which the status is the first."""
+def store_result(columns: Sequence[str]) -> str:
+    """Return the statement that stores *columns*; the first of them is the status."""
     values = [
-        # Its column has no time zone; PostgreSQL writes it in that of the session, as
-        # it does with Celery's own.
+        # date_done has no time zone. As for Celery, PostgreSQL converts the value to
+        # the time zone of the session.
         f"${number}" + ("::timestamptz" if column == "date_done" else "")
         for number, column in enumerate(columns, 2)
     ]
     changes = [
-        # The headers that a task was stamped with are stored once.
+        # A state without stamped headers keeps the headers that are stored.
         "stamps = coalesce(excluded.stamps, t.stamps)"
         if column == "stamps"
         else f"{column} = excluded.{column}"
         for column in columns
     ]
-    return _STORE.format(
+    return _STORE_RESULT.format(
         columns=", ".join(columns),
         values=", ".join(values),
         changes=", ".join(changes),
@@ -142,6 +152,8 @@ def store(columns: Sequence[str]) -> str:
     )
 
 
-def read(columns: Sequence[str]) -> str:
-    """Return the statement that reads *columns*."""
-    return _READ.format(columns=", ".join(columns))
+def read_result(columns: Sequence[str]) -> str:
+    """Return the statement that reads *columns*, without a result that is too large."""
+    result = "CASE WHEN octet_length(result) <= $2 THEN result END AS result"
+    selected = [result if name == "result" else name for name in columns]
+    return _READ_RESULT.format(columns=", ".join(selected))

@@ -1,8 +1,8 @@
-"""For the tests of your own tasks: a run that a test aborts, without any service.
+"""Test your own tasks: run a task body and abort it, without any service.
 
-``aioabort.testing.fixtures`` has a fixture of pytest's that gives a real PostgreSQL.
+``aioabort.testing.fixtures`` has pytest fixtures that provide a real PostgreSQL.
 """
 
-from aioabort.testing.run import AbortableRun, Ended, abortable_run
+from aioabort.testing.abortable_run import AbortableRun, Ended, abortable_run
 
 __all__ = ["AbortableRun", "Ended", "abortable_run"]

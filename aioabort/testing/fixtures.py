@@ -1,4 +1,4 @@
-"""Fixtures of pytest's: name this module in ``pytest_plugins`` of your conftest.py."""
+"""pytest fixtures: add this module to ``pytest_plugins`` in your conftest.py."""
 
 import os
 from collections.abc import Generator
@@ -11,13 +11,14 @@ from aioabort.dsn import parse_dsn
 from aioabort.postgres.databases import temporary_database
 from aioabort.testing.postgres import dsn_of, throwaway_postgres
 
-#: Names a PostgreSQL whose role may create databases; without it, one is started.
+#: The DSN of a PostgreSQL whose role may create databases. Without it, the fixtures
+#: start a throw-away server.
 SERVER_VARIABLE = "AIOABORT_TEST_DSN"
 
 
 @pytest.fixture(scope="session")
 def aioabort_server() -> Generator[str]:
-    """Run a PostgreSQL for all tests, or take the one that is given; return its DSN."""
+    """Return the DSN of the PostgreSQL server for all tests; start one if needed."""
     if given := os.environ.get(SERVER_VARIABLE):
         yield given
     else:
@@ -27,11 +28,11 @@ def aioabort_server() -> Generator[str]:
 
 @pytest.fixture
 def aioabort_dsn(aioabort_server: str) -> Generator[str]:
-    """Have an empty database for one test, on a real PostgreSQL; return its DSN."""
+    """Return the DSN of an empty PostgreSQL database, dropped after the test."""
     name = f"aioabort_{uuid4().hex}"
     server = parse_dsn(aioabort_server, setting=f"${SERVER_VARIABLE}")
     with (
-        # A loop in a thread of its own: the test may have one here.
+        # An event loop in another thread: the test may run one in this thread.
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(temporary_database(server, name)),
     ):

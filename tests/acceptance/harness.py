@@ -5,30 +5,31 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
-import psycopg
+import pytest
 from celery import Celery, Task
-from psycopg.rows import dict_row
 
-from aioabort import AbortableAsyncResult, AbortClient, AbortRequest, TaskSnapshot
+from aioabort import (
+    AbortableAsyncResult,
+    AbortClient,
+    AbortRequest,
+    TaskAborted,
+    TaskSnapshot,
+)
+from tests.support.brokers import folder_broker
+from tests.support.databases import query_dicts
+from tests.support.programs import block_until_started
+from tests.support.waiting import BOUND, until
 
 BROKER_VARIABLE = "AIOABORT_TEST_BROKER"
 PROJECT_VARIABLE = "AIOABORT_TEST_PROJECT"
 PROJECT = Path(__file__).with_name("project")
-
-#: Seconds that everything a test waits for may take on a busy machine.
-BOUND = 20.0
-START_BOUND = 30.0
-STOP_BOUND = 10.0
-PAUSE = 0.005
 
 CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 4, "eventlet": 4}
 
@@ -37,26 +38,6 @@ AGENTS = """
     WHERE datname = current_database() AND application_name = 'aioabort'
     ORDER BY pid
 """
-
-T = TypeVar("T")
-
-
-async def becomes_true(condition: Callable[[], object]) -> None:
-    """Return when *condition* holds; raise TimeoutError if it does not in time."""
-
-    async def ask() -> object:
-        return condition()
-
-    await first_true(ask)
-
-
-async def first_true(question: Callable[[], Awaitable[T]]) -> T:
-    """Return the first answer that is true; raise TimeoutError if none comes in time."""
-    with anyio.fail_after(BOUND):
-        while True:
-            if answer := await question():
-                return answer
-            await anyio.sleep(PAUSE)
 
 
 class Place:
@@ -78,12 +59,12 @@ class Place:
 
     async def reached(self, mark: str, times: int = 1) -> None:
         """Wait until *mark* was left so many times."""
-        await becomes_true(lambda: len(self.lines(mark)) >= times)
+        await until(lambda: len(self.lines(mark)) >= times)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A running worker, its database, and its project as a producer imports it."""
+    """A running worker, its database, and its project as a client imports it."""
 
     pool: str
     concurrency: int
@@ -119,7 +100,7 @@ class Worker:
 
     def query(self, statement: str, *parameters: object) -> list[dict[str, Any]]:
         """Ask the worker's database."""
-        return query(self.dsn, statement, *parameters)
+        return query_dicts(self.dsn, statement, *parameters)
 
     def connections(self) -> list[dict[str, Any]]:
         """Return aioabort's connections, with the moment of the latest statement."""
@@ -167,7 +148,7 @@ class Stage:
             snapshot = await result.snapshot()
             return snapshot if snapshot.is_finished else None
 
-        return await first_true(end)
+        return await until(end)
 
     async def in_state(self, result: AbortableAsyncResult[Any], state: str) -> None:
         """Wait until Celery's row has *state*."""
@@ -175,16 +156,26 @@ class Stage:
         async def is_in_state() -> bool:
             return (await result.snapshot()).state == state
 
-        await first_true(is_in_state)
+        await until(is_in_state)
 
     async def settled(self, result: AbortableAsyncResult[Any]) -> AbortRequest:
-        """Wait until the worker has recorded what became of the request."""
+        """Wait until the worker has recorded the outcome of the request."""
 
         async def settled_request() -> AbortRequest | None:
             request = (await result.snapshot()).request
             return request if request is not None and request.outcome else None
 
-        return await first_true(settled_request)
+        return await until(settled_request)
+
+    async def aborted(self, result: AbortableAsyncResult[Any]) -> TaskAborted:
+        """Wait until the task, which saw its abort, is recorded so; return its error."""
+        with pytest.raises(TaskAborted, match="enough") as raised:
+            await result.wait(BOUND)
+        assert (await result.snapshot()).state == "REVOKED"
+        request = await self.settled(result)
+        assert request.outcome == "aborted"
+        assert request.seen_at is not None
+        return raised.value
 
     @asynccontextmanager
     async def occupied(self) -> AsyncIterator[None]:
@@ -212,18 +203,6 @@ class Stage:
             "SELECT * FROM celery_taskmeta WHERE task_id = %s", result.id
         )
         return rows[0] if rows else None
-
-
-def query(dsn: str, statement: str, *parameters: object) -> list[dict[str, Any]]:
-    """Run one statement on a connection of its own, and return its rows."""
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
-        return connection.execute(statement, parameters).fetchall()
-
-
-def execute(dsn: str, statement: str) -> None:
-    """Run one statement that has no rows, on a connection of its own."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(statement)
 
 
 @contextmanager
@@ -267,8 +246,8 @@ def running_worker(
             stderr=subprocess.STDOUT,
         )
     try:
-        _wait_until_ready(process, marks, log)
-        agents = query(dsn, AGENTS)
+        block_until_started(process, lambda: "body" in marks, log)
+        agents = query_dicts(dsn, AGENTS)
         yield Worker(pool, concurrency, dsn, project, log, process, agents, variables)
     finally:
         _stop(process)
@@ -279,20 +258,11 @@ def _broker(folder: Path) -> dict[str, object]:
     queue = {"task_default_queue": f"aioabort-{folder.name}-{os.getpid()}"}
     if given := os.environ.get(BROKER_VARIABLE):
         return queue | {"broker_url": given}
-    options = {
-        "control_folder": str(folder / "control"),
-        "data_folder_in": str(folder / "queue"),
-        "data_folder_out": str(folder / "queue"),
-        "polling_interval": 0.01,
-        # Else messages move through the folder that all temporary files share.
-        "processed_folder": str(folder / "processed"),
-        "store_processed": True,
-    }
-    return queue | {"broker_url": "folder://", "broker_transport_options": options}
+    return queue | folder_broker(folder)
 
 
 def _load_project(variables: dict[str, str]) -> ModuleType:
-    """Import the project as a producer does; each worker has a copy of its own."""
+    """Import the project as a client does; each worker has a copy of its own."""
     if str(PROJECT) not in sys.path:
         sys.path.append(str(PROJECT))
     spec = importlib.util.spec_from_file_location("proj", PROJECT / "proj.py")
@@ -308,20 +278,10 @@ def _load_project(variables: dict[str, str]) -> ModuleType:
     return project
 
 
-def _wait_until_ready(
-    process: "subprocess.Popen[bytes]", marks: Place, log: Path
-) -> None:
-    deadline = time.monotonic() + START_BOUND
-    while "body" not in marks:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"The worker did not start:\n{log.read_text()}")
-        time.sleep(PAUSE)
-
-
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
-        process.wait(STOP_BOUND)
+        process.wait(BOUND)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

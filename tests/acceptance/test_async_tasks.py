@@ -1,4 +1,4 @@
-"""``async def`` tasks: what works inside, and how an abort ends them."""
+"""``async def`` tasks: what works in their bodies, and how an abort ends them."""
 
 import asyncio
 import time
@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from aioabort import AbortableAsyncResult, AbortClient, TaskAborted
+from aioabort import AbortClient
+from tests.support.waiting import BOUND
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Place, Stage, Worker
+from .harness import Place, Stage, Worker
 
 on_prefork = pytest.mark.parametrize("worker", ["prefork-notified"], indirect=True)
 on_threads = pytest.mark.parametrize("worker", ["threads-notified"], indirect=True)
@@ -31,24 +32,14 @@ def worker(
     return worker
 
 
-async def is_aborted_by(stage: Stage, result: AbortableAsyncResult[object]) -> None:
-    """Wait for the end that an abort has, with all that belongs to it."""
-    with pytest.raises(TaskAborted, match="enough"):
-        await result.wait(BOUND)
-    assert (await result.snapshot()).state == "REVOKED"
-    request = await stage.settled(result)
-    assert request.outcome == "aborted"
-    assert request.seen_at is not None
-
-
 async def test_value(stage: Stage) -> None:
-    """What the coroutine returns is the task's result."""
+    """The value of the coroutine is the result of the task."""
     result = stage.publish(stage.tasks.in_async.doubling, 21)
     assert await result.wait(BOUND) == 42
 
 
 async def test_error(stage: Stage) -> None:
-    """What the coroutine raises is the task's error, with its traceback."""
+    """The error of the coroutine is the error of the task, with its traceback."""
     result = stage.publish(stage.tasks.in_async.failing)
     with pytest.raises(ValueError, match="broken"):
         await result.wait(BOUND)
@@ -60,14 +51,14 @@ async def test_error(stage: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["retrying", "autoretrying"])
 async def test_retry(stage: Stage, name: str) -> None:
-    """``self.retry()`` and ``autoretry_for`` lead to another attempt."""
+    """``self.retry()`` and ``autoretry_for`` run the task again."""
     result = stage.publish(getattr(stage.tasks.in_async, name))
     assert await result.wait(BOUND) == 1
     assert len(stage.place.lines("body")) == 2
 
 
 async def test_request_and_token_inside(stage: Stage) -> None:
-    """The coroutine, its threads and the tasks that it sends know whose they are."""
+    """The coroutine, its threads and the tasks that it sends find the right request."""
     result = stage.publish(stage.tasks.in_async.identifying)
     seen = await result.wait(BOUND)
 
@@ -81,7 +72,7 @@ async def test_request_and_token_inside(stage: Stage) -> None:
 
 
 async def test_requests_of_tasks_on_one_loop(stage: Stage) -> None:
-    """Coroutines that take turns do not take each other's request."""
+    """Each of several coroutines on one loop finds its own request."""
     results = [
         scene.publish(stage.tasks.in_async.identifying)
         for scene in (stage.scene(f"{number}") for number in range(8))
@@ -99,18 +90,18 @@ async def test_abort_cancels(stage: Stage) -> None:
     result = await stage.start(stage.tasks.in_async.sleeping)
     await result.abort(reason="enough")
 
-    await is_aborted_by(stage, result)
+    await stage.aborted(result)
     assert stage.place.lines("cancelled") == ["True"]
     assert len(stage.place.lines("cleaned")) == 1
     assert len(stage.place.lines("runs")) == 1
 
 
 async def test_coroutine_that_looks(stage: Stage) -> None:
-    """One that stops by itself is not cancelled while it cleans up."""
+    """A coroutine that stops by itself is not cancelled while it cleans up."""
     result = await stage.start(stage.tasks.in_async.stopping)
     await result.abort(reason="enough")
 
-    await is_aborted_by(stage, result)
+    await stage.aborted(result)
     assert len(stage.place.lines("cleaned")) == 1
 
 
@@ -120,12 +111,12 @@ async def test_task_group_inside(stage: Stage) -> None:
     await stage.place.reached("child", times=2)
     await result.abort(reason="enough")
 
-    await is_aborted_by(stage, result)
+    await stage.aborted(result)
     assert len(stage.place.lines("cleaned")) == 2
 
 
 async def test_coroutine_that_swallows_the_cancellation(stage: Stage) -> None:
-    """Its value is kept, and it is known that it had been asked."""
+    """The value is kept, and the abort is recorded as seen."""
     result = await stage.start(stage.tasks.in_async.insisting, 1)
     await result.abort()
 
@@ -137,7 +128,7 @@ async def test_coroutine_that_swallows_the_cancellation(stage: Stage) -> None:
 
 
 async def test_coroutine_that_insists(stage: Stage) -> None:
-    """One that goes on all the same is asked again after a while."""
+    """A coroutine that goes on is cancelled again after the cleanup timeout."""
     result = await stage.start(stage.tasks.in_async.insisting, 2)
     await result.abort()
 
@@ -147,24 +138,24 @@ async def test_coroutine_that_insists(stage: Stage) -> None:
 
 @on_threads
 async def test_abort_in_a_shield(stage: Stage) -> None:
-    """The coroutine is cancelled when its critical section is over."""
+    """The coroutine is cancelled at the end of its shield."""
     result = await stage.start(stage.tasks.in_async.shielding)
     await result.abort(reason="enough")
-    # The process hears of both by one look, or of this one later.
+    # One poll finds both requests, or this one later.
     other = await stage.scene("other").start(stage.tasks.raising)
     await other.abort(reason="enough")
-    await is_aborted_by(stage, other)
+    await stage.aborted(other)
     assert "shield" not in stage.place
     stage.place.open("end")
 
-    await is_aborted_by(stage, result)
+    await stage.aborted(result)
     assert "shield" in stage.place
     assert "end of the body" not in stage.place
 
 
 @on_prefork
 async def test_soft_time_limit(stage: Stage) -> None:
-    """It cancels the coroutine, which cleans up, and is the task's error."""
+    """It cancels the coroutine, which cleans up, and fails the task."""
     result = stage.publish(stage.tasks.in_async.sleeping, soft_time_limit=1, retries=3)
 
     with pytest.raises(SoftTimeLimitExceeded):
@@ -176,12 +167,12 @@ async def test_soft_time_limit(stage: Stage) -> None:
 
 @on_threads
 async def test_coroutine_that_blocks_its_loop(stage: Stage) -> None:
-    """Other tasks of the process hear of their aborts meanwhile."""
+    """Other tasks of the process notice their aborts meanwhile."""
     result = await stage.start(stage.tasks.in_async.blocking)
     other = await stage.scene("other").start(stage.tasks.in_async.beside)
     await other.abort(reason="enough")
 
-    await is_aborted_by(stage, other)
+    await stage.aborted(other)
     assert not (await result.snapshot()).is_finished
     stage.place.open("end")
     assert await result.wait(BOUND) is None
@@ -194,7 +185,7 @@ async def test_abort_before_the_start(stage: Stage) -> None:
         result = stage.publish(stage.tasks.in_async.sleeping)
         await result.abort(reason="enough")
 
-    await is_aborted_by(stage, result)
+    await stage.aborted(result)
     assert "body" not in stage.place
     assert b"never awaited" not in stage.worker.log.read_bytes()[start:]
 
@@ -215,6 +206,6 @@ async def test_many_at_once(worker: Worker, place: Place) -> None:
     async with stage.client:
         await asyncio.gather(*(result.abort(reason="enough") for result in results))
         for scene, result in zip(scenes, results, strict=True):
-            await is_aborted_by(scene, result)
+            await scene.aborted(result)
             assert "cleaned" in scene.place
     assert time.perf_counter() - start < BOUND

@@ -15,9 +15,10 @@ from celery.exceptions import TaskRevokedError
 from celery.result import result_from_tuple
 
 from aioabort import TaskAborted
+from tests.support.waiting import BOUND, until
 
 from .conftest import OUR_WORKERS, OURS, StartWorker, follow_log
-from .harness import BOUND, Stage, Worker, becomes_true
+from .harness import Stage, Worker
 
 #: A wait is ended by a notification, or not at all.
 NO_POLL = {"aioabort_poll_interval": 600.0}
@@ -186,7 +187,7 @@ async def test_main_process_of_prefork(
 
     with pytest.raises(Exception, match="Worker exited prematurely"):
         await get(sent)
-    await becomes_true(lambda: threads_of(worker) == before)
+    await until(lambda: threads_of(worker) == before)
 
 
 async def test_gevent(

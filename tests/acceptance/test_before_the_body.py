@@ -8,9 +8,10 @@ import pytest
 from anyio import to_thread
 
 from aioabort import TaskAborted, WaitTimeout
+from tests.support.waiting import BOUND
 
 from .conftest import WORKERS, follow_log
-from .harness import BOUND, Stage, Worker
+from .harness import Stage, Worker
 
 
 @pytest.fixture(params=[*WORKERS, "prefork-notified-ours", "threads-polling-ours"])
@@ -27,7 +28,7 @@ on_prefork = pytest.mark.parametrize(
 
 
 async def test_everybody_hears_of_the_abort(stage: Stage) -> None:
-    """Whoever waits, in asyncio or by Celery's own means, gets the reason.
+    """A wait, in asyncio or by Celery's own means, gets the reason.
 
     Closes: ABORTED as a final state, for which Celery's ``get()`` waits for ever.
     """
@@ -74,7 +75,7 @@ async def test_abort_of_a_task_with_a_countdown(stage: Stage) -> None:
     """A task that waits for its time in the worker does not begin when it comes.
 
     Closes: the message is taken from the queue long before the body begins, so that
-    a look at the time of delivery finds nothing.
+    a query at the time of delivery finds nothing.
     """
     result = stage.publish(stage.tasks.once, countdown=1)
     await result.abort()

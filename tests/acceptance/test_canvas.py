@@ -9,8 +9,9 @@ from celery import Signature, chain, chord, group
 from celery.result import GroupResult, result_from_tuple
 
 from aioabort import TaskAborted
+from tests.support.waiting import BOUND
 
-from .harness import BOUND, Stage
+from .harness import Stage
 
 pytestmark = pytest.mark.parametrize(
     "worker", ["prefork-notified", "prefork-notified-ours"], indirect=True
@@ -199,7 +200,7 @@ async def test_all_of_a_group_is_aborted(stage: Stage, way: str) -> None:
 async def test_of_a_replacement_only_the_last_task_is_known(stage: Stage) -> None:
     """A task that has replaced itself goes on under its id in the last task of two.
 
-    The first of them runs to its end, as its id is in nobody's result; the one that
+    The first of them runs to its end, as no result has its id; the one that
     has the id does not begin.
     """
     result = await stage.client.send(
@@ -228,3 +229,18 @@ async def test_what_a_task_has_sent_is_its_own_business(stage: Stage) -> None:
     assert (await stage.client.snapshot(child)).request is None
     stage.place.open("end")
     assert await stage.client.result(child).wait(BOUND) == "x"
+
+
+async def test_mapping_stops_between_two_items(stage: Stage) -> None:
+    """Of each part of ``chunks()``, the item that returns after the abort is the last."""
+    a, b, c, d = scenes = [stage.scene(name) for name in "abcd"]
+    items = [(str(scene.place.folder),) for scene in scenes]
+    parts = stage.tasks.returning.chunks(items, 2).group().apply_async()
+    for scene in a, c:
+        await scene.place.reached("body")
+    await stage.client.abort([part.id for part in parts], reason="enough")
+
+    for part in parts:
+        await stage.aborted(stage.client.result(part.id))
+    assert "body" not in b.place
+    assert "body" not in d.place

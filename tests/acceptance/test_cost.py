@@ -5,10 +5,11 @@ import time
 import pytest
 
 from aioabort import sync
-from aioabort.worker.agent import stop_agents
+from aioabort.worker.agent.agent import stop_agents
+from tests.support.waiting import BOUND, until
 
 from .conftest import over_both_backends
-from .harness import BOUND, Place, Stage, Worker, becomes_true
+from .harness import Place, Stage, Worker
 
 LOOKS = 1_000_000
 
@@ -82,5 +83,5 @@ async def test_idle_worker_asks_nothing(worker: Worker, place: Place) -> None:
             samples[:] = [(now, latest)]
         return now - samples[0][0] > quiet
 
-    await becomes_true(is_quiet)
+    await until(is_quiet)
     assert len(worker.connections()) >= 1

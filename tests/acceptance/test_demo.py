@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +13,11 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 
+from tests.support.waiting import BOUND, block_until
+
 DEMO = [sys.executable, "-m", "aioabort.demo"]
 
-#: Seconds until the page is there, on a busy machine.
-START_BOUND = 60.0
-
-#: Enough files for progress to be reported more than once in the first half.
+#: Enough files for several progress updates in the first half.
 FILES = 60
 
 
@@ -54,19 +52,19 @@ def demo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_demo_loses_no_abort(pool: str, tree: Path, tmp_path: Path) -> None:
-    """The demo aborts runs at each moment, says that none was lost, and exits with 0."""
+    """The demo aborts runs at each moment, reports no lost abort and exits with 0."""
     ran = demo(
         "--path", tree, "--runs", "10", "--seconds", "1", "--pool", pool, cwd=tmp_path
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert re.search(r"^ aborts asked +\d+ +10 *$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^ aborts requested +\d+ +10 *$", ran.stdout, re.MULTILINE)
     assert re.search(r"^ lost +\d+ +0 *$", ran.stdout, re.MULTILINE)
     assert ran.stderr == ""
 
 
 def test_output_is_plain_without_a_terminal(tree: Path, tmp_path: Path) -> None:
-    """A log gets lines, without what moves the cursor or colours the text."""
+    """A log gets lines, without escape sequences."""
     ran = demo("--path", tree, "--runs", "5", "--only", "aioabort", cwd=tmp_path)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -87,7 +85,7 @@ def test_output_is_plain_without_a_terminal(tree: Path, tmp_path: Path) -> None:
         (("--broker", "redis://127.0.0.1:1/"), "--broker: Error 111 connecting"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_a_line(
+def test_an_unusable_option_is_one_line(
     arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     """A wrong argument ends the demo with status 2 and no traceback."""
@@ -101,8 +99,8 @@ def test_what_cannot_be_used_is_told_in_a_line(
     assert "secret" not in ran.stderr
 
 
-def test_help_tells_the_options(tmp_path: Path) -> None:
-    """The help names what can be chosen, and the meaning of the exit status."""
+def test_help_lists_the_options(tmp_path: Path) -> None:
+    """The help lists the options and explains the exit status."""
     ran = demo("--help", cwd=tmp_path)
 
     assert ran.returncode == 0
@@ -113,7 +111,7 @@ def test_help_tells_the_options(tmp_path: Path) -> None:
 def test_interrupted_demo_leaves_nothing(
     tree: Path, tmp_path: Path, temporary: Path
 ) -> None:
-    """Ctrl-C ends the worker and the server, and removes what they wrote."""
+    """Ctrl-C stops the worker and the server, and removes their files."""
     command = [*DEMO, "--path", str(tree), "--only", "aioabort", "--runs", "1000"]
     with subprocess.Popen(
         command,
@@ -137,10 +135,8 @@ def test_interrupted_demo_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
-def test_page_opens_where_somebody_looks(
-    tree: Path, tmp_path: Path, temporary: Path
-) -> None:
-    """On a terminal the page is served and opened, and Ctrl-C is its end."""
+def test_page_opens_on_a_terminal(tree: Path, tmp_path: Path, temporary: Path) -> None:
+    """On a terminal the page is served and opened, until Ctrl-C."""
     opened = tmp_path / "opened"
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $1 > {opened}.new; mv {opened}.new {opened}\n")
@@ -163,9 +159,8 @@ def test_page_opens_where_somebody_looks(
     ) as running:
         os.close(terminal)
         try:
-            deadline = time.monotonic() + START_BOUND
-            while not opened.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
+            # A server and a worker start before it.
+            block_until(opened.exists, 2 * BOUND)
             page = httpx.get(opened.read_text().strip())
         finally:
             running.send_signal(signal.SIGINT)
@@ -179,9 +174,9 @@ def test_page_opens_where_somebody_looks(
 
 
 def read_all(terminal: int) -> str:
-    """Return what comes until the other end is closed."""
+    """Return the output until the other end is closed."""
     output = b""
-    # Linux says so by an error.
+    # Linux raises OSError when it is closed.
     with suppress(OSError):
         while data := os.read(terminal, 65_536):
             output += data

@@ -17,16 +17,18 @@ from celery.exceptions import ChordError
 from celery.result import ResultBase
 
 from aioabort import TaskAborted
+from tests.support.databases import NewDatabase, query
+from tests.support.waiting import BOUND, until
 
 from .conftest import OURS, StartWorker, follow_log
-from .harness import BOUND, Stage, Worker, becomes_true, execute
+from .harness import Stage, Worker
 
 
 @pytest.fixture(scope="session")
 def ending_workers(
     request: pytest.FixtureRequest,
     start_worker: StartWorker,
-    new_database: Callable[[], Any],
+    new_database: NewDatabase,
 ) -> Iterator[Callable[[str], Worker]]:
     """Workers that tell all there is to tell, by where their results are."""
     telling = {"result_extended": True, "worker_send_task_events": True}
@@ -41,7 +43,7 @@ def ending_workers(
                     "prefork", backend=OURS, aioabort_poll_interval=0.2, **telling
                 )
             url, options = request.getfixturevalue("in_redis")
-            execute(dsn, "DROP TABLE celery_taskmeta, celery_tasksetmeta")
+            query(dsn, "DROP TABLE celery_taskmeta, celery_tasksetmeta")
             return start_worker(
                 "prefork",
                 dsn,
@@ -228,7 +230,7 @@ CELLS = [
         states={"a": "REVOKED", "b": "REVOKED", "c": "REVOKED"},
     ),
     Cell(
-        "chain, then a group, of which one while the head runs",
+        "chain, then a group, one of it while the head runs",
         lambda part: chain(
             part("gated", "a"), group(part("passing", "b"), part("passing", "c"))
         ),
@@ -353,7 +355,7 @@ def get(result: ResultBase, **options: Any) -> Any:
 @in_all
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 async def test_workflow(stage: Stage, cell: Cell) -> None:
-    """Whoever waits for the workflow hears of the abort, and what was to come does not.
+    """A wait for the workflow ends with the abort, and later tasks do not start.
 
     Closes: ``get()``, groups and chords that wait for ever; a chord's body that runs
     on the abort for a value; a chain's tail that stays PENDING.
@@ -457,6 +459,8 @@ async def test_handlers_and_signals(stage: Stage) -> None:
     assert stage.place.lines("task_aborted") == [
         f"endings.telling {result.id} {result.id} enough ann aborted"
     ]
+    line = f"task endings.telling[{result.id}] was asked to stop by 'ann': 'enough';"
+    assert stage.worker.log.read_text().count(f"{line} its outcome is aborted") == 1
 
 
 @pytest.mark.parametrize("outcome", ["returned", "failed"])
@@ -554,7 +558,7 @@ async def test_events(stage: Stage, when: str) -> None:
                 task = state.tasks.get(result.id)
                 return task is not None and task.state == "REVOKED"
 
-            await becomes_true(is_revoked)
+            await until(is_revoked)
     task = state.tasks[result.id]
     assert task.revoked is not None
     assert task.failed is None

@@ -4,6 +4,7 @@ Nothing is found by a poll here: who waits for such a task is told of its end.
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -18,10 +19,12 @@ from celery import Signature, chain, chord, group
 from celery.exceptions import TaskRevokedError
 
 from aioabort import AbortableAsyncResult, AbortClient, TaskAborted
-from tests.integration.conftest import Network
+from tests.support.databases import query
+from tests.support.network import Network
+from tests.support.waiting import BOUND, until
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Place, Stage, Worker, becomes_true, execute, first_true
+from .harness import Place, Stage, Worker
 
 CONTROLLED: dict[str, Any] = {
     "worker_enable_remote_control": True,
@@ -86,7 +89,7 @@ async def asked(stage: Stage, seen: str, **options: Any) -> AbortableAsyncResult
             request = (await result.snapshot()).request
             return request is not None and request.seen_at
 
-        await first_true(is_recorded)
+        await until(is_recorded)
     return result
 
 
@@ -106,6 +109,22 @@ async def test_hard_time_limit(stage: Stage, seen: str, outcome: str) -> None:
     assert not await result.is_aborted()
 
 
+async def test_request_class_of_the_users(stage: Stage) -> None:
+    """Both do their work: the user's handles the limit, and ours records the end.
+
+    main process: on_failure(), outcome recorded | the client reads it | on_timeout()
+    """
+    way, looks = "exceed_the_hard_limit", False
+    result = await stage.start(stage.tasks.in_ways.noting, way, looks, time_limit=2)
+    await result.abort()
+    stage.place.open("end")
+
+    with pytest.raises(TimeLimitExceeded):
+        await result.wait(BOUND)
+    assert (await stage.settled(result)).outcome == "too_late"
+    await stage.place.reached("timed out")
+
+
 @as_seen
 async def test_process_that_is_lost(stage: Stage, seen: str, outcome: str) -> None:
     """So has one whose process dies, if it is not to be delivered again."""
@@ -122,7 +141,7 @@ async def test_process_that_is_killed_after_an_end(
 ) -> None:
     """What it had not recorded of a task that has ended, the main process does.
 
-    result stored | main process told | outcome not recorded | killed | nobody left
+    result stored | main process notified | outcome not recorded | killed | no process left
 
     Where the worker has no event loop, an idle process may hold the lock of the pool's
     queue: killed, it would take that with it.
@@ -137,11 +156,11 @@ async def test_process_that_is_killed_after_an_end(
             holder.execute(HOLD, [result.id])
             place.open("end")
             done = f"{result.id}] succeeded"
-            await becomes_true(lambda: done in worker.log.read_text())
-            await becomes_true(lambda: worker.query(HELD_UP))
+            await until(lambda: done in worker.log.read_text())
+            await until(lambda: worker.query(HELD_UP))
             os.kill(int(place.lines("body")[0]), signal.SIGKILL)
             # The server would go on with the statement of a process that is gone.
-            execute(
+            query(
                 worker.dsn,
                 f"SELECT pg_terminate_backend(pid) FROM ({HELD_UP}) AS held",
             )
@@ -164,23 +183,23 @@ async def test_terminated_by_somebody(stage: Stage) -> None:
 async def test_killed_is_recorded_last(stage: Stage, ignores_result: bool) -> None:
     """When a request is settled as killed, nothing of the task is left to be stored.
 
-    So whoever awaits the task finds its end at the first look, and needs no second one.
+    So a waiter finds the end of the task with its first query, and needs no second one.
 
     killed | REVOKED is stored | the outcome is | waiters are told
     """
     result = await asked(stage, "unseen", ignore_result=ignores_result)
-    execute(stage.worker.dsn, NOT_BEFORE_THE_END)
+    query(stage.worker.dsn, NOT_BEFORE_THE_END)
     try:
         stage.worker.app.control.revoke(result.id, terminate=True)
         with pytest.raises(TaskAborted, match="enough"):
             await result.wait(BOUND)
         assert (await stage.settled(result)).outcome == "killed"
     finally:
-        execute(stage.worker.dsn, "DROP FUNCTION check_end CASCADE")
+        query(stage.worker.dsn, "DROP FUNCTION check_end CASCADE")
 
 
 async def test_terminated_without_an_abort(stage: Stage) -> None:
-    """One that nobody had asked to stop is Celery's business; its waiters are told."""
+    """Without an abort request the end is Celery's business; its waiters are notified."""
     result = await stage.start(stage.tasks.gated)
     stage.worker.app.control.revoke(result.id, terminate=True)
 
@@ -215,7 +234,7 @@ async def test_task_that_was_revoked_as_well(stage: Stage) -> None:
     await stage.client.abort(task_id, reason="enough")
     stage.worker.app.control.revoke(task_id)
     flagged = f"Tasks flagged as revoked: {task_id}"
-    await becomes_true(lambda: flagged in stage.worker.log.read_text())
+    await until(lambda: flagged in stage.worker.log.read_text())
     result = stage.publish(stage.tasks.once, task_id=task_id)
 
     with pytest.raises(TaskAborted, match="enough"):
@@ -262,8 +281,8 @@ async def test_main_process_keeps_nothing(stage: Stage) -> None:
     await stage.settled(result)
     await stage.client.aclose()
 
-    await becomes_true(lambda: threads_of(stage.worker) == 1)
-    await becomes_true(lambda: pids_of_connections(stage) <= before)
+    await until(lambda: threads_of(stage.worker) == 1)
+    await until(lambda: pids_of_connections(stage) <= before)
 
 
 def threads_of(worker: Worker) -> int:
@@ -289,15 +308,80 @@ async def test_outage(dsn: str, start_worker: StartWorker, place: Place) -> None
         before = threads_of(worker)
         await network.cut()
         worker.app.control.revoke(lost.id, terminate=True)
-        told = "how 1 tasks ended is not recorded yet: PostgreSQL is away"
-        await becomes_true(lambda: told in worker.log.read_text())
+        told = "1 tasks are not recorded yet; trying again: PostgreSQL is away"
+        await until(lambda: told in worker.log.read_text())
 
         await network.mend()
         assert (await first.settled(lost)).outcome == "killed"
-        await becomes_true(lambda: threads_of(worker) == before)
+        await until(lambda: threads_of(worker) == before)
         second = Stage(worker, client, place).scene("second")
         killed = await asked(second, "unseen")
         worker.app.control.revoke(killed.id, terminate=True)
         assert (await second.settled(killed)).outcome == "killed"
-        assert worker.log.read_text().count("is not recorded") == 1
+        assert worker.log.read_text().count("not recorded yet") == 1
     await network.cut()
+
+
+@pytest.mark.parametrize(
+    ("looks", "outcome"), [(True, "returned"), (False, "too_late")]
+)
+async def test_child_that_is_recycled_in_an_outage(
+    dsn: str, start_worker: StartWorker, place: Place, looks: bool, outcome: str
+) -> None:
+    """It leaves to the main process what it cannot record, whatever it knows.
+
+    asked, and seen | cut | ends, recycled | mended | recorded
+    cut | asked, unknown to the child | ends, recycled | mended | recorded
+    """
+    network = Network(dsn)
+    await network.mend()
+    worker = start_worker(
+        "prefork",
+        dsn,
+        aioabort_dsn=network.dsn,
+        worker_max_tasks_per_child=1,
+        worker_concurrency=1,
+    )
+    worker.app.conf.aioabort_dsn = dsn
+    async with AbortClient(worker.app) as client:
+        stage = Stage(worker, client, place)
+        result = await stage.start(stage.tasks.in_ways.ending, "return", looks)
+        if looks:
+            await (await result.abort()).seen(BOUND)
+            await network.cut()
+        else:
+            await network.cut()
+            await result.abort()
+        place.open("end")
+
+        assert await result.wait(BOUND) == "done"
+        told = "1 tasks are not recorded yet; trying again: PostgreSQL is away"
+        await until(lambda: told in worker.log.read_text())
+        assert (await result.snapshot()).request.outcome is None
+        await network.mend()
+        assert (await stage.settled(result)).outcome == outcome
+    await network.cut()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+async def test_worker_that_ends_in_an_outage(
+    dsn: str, start_worker: StartWorker, place: Place, pool: str
+) -> None:
+    """It does not wait for PostgreSQL, and says that an outcome is lost."""
+    network = Network(dsn)
+    await network.mend()
+    worker = start_worker(pool, dsn, aioabort_dsn=network.dsn, worker_concurrency=1)
+    worker.app.conf.aioabort_dsn = dsn
+    async with AbortClient(worker.app) as client:
+        stage = Stage(worker, client, place)
+        looks = True
+        result = await stage.start(stage.tasks.in_ways.ending, "return", looks)
+        await (await result.abort()).seen(BOUND)
+        await network.cut()
+        place.open("end")
+        assert await result.wait(BOUND) == "done"
+        worker.process.terminate()
+
+        await until(lambda: worker.process.poll() is not None)
+        log = worker.log.read_text()
+        assert re.search("stopped before (all|the) outcomes .*were recorded", log)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,34 +12,25 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
-from uuid import uuid4
 
 import pytest
-import redis
 from anyio import to_thread
 
 from aioabort import TaskAborted
+from tests.support.brokers import redis_keys
+from tests.support.databases import NewDatabase
+from tests.support.programs import block_until_started
+from tests.support.waiting import BOUND, until
 
 from .conftest import StartWorker, follow_log
-from .harness import (
-    BOUND,
-    PAUSE,
-    PROJECT,
-    START_BOUND,
-    STOP_BOUND,
-    Stage,
-    Worker,
-    first_true,
-)
-
-REDIS_VARIABLE = "AIOABORT_TEST_REDIS"
-REDIS = os.environ.get(REDIS_VARIABLE, "redis://127.0.0.1:6379/11")
-
-#: Tells others' keys from ours.
-PREFIX = f"aioabort-{uuid4().hex}-"
+from .harness import PROJECT, Stage, Worker
 
 #: The schemes of the result backend.
-RESULTS = {"db": "db+postgresql+psycopg://", "aioabort": "aioabort+postgresql://"}
+RESULTS = {
+    "db": "db+postgresql+psycopg://",
+    "aioabort": "aioabort+postgresql://",
+    "redis": "redis://",
+}
 
 
 class Flower:
@@ -65,7 +55,7 @@ class Flower:
             task: dict[str, Any] = tasks.get(task_id, {})
             return task if task.get("state") == state else None
 
-        return await first_true(line)
+        return await until(line)
 
     def _ask(self, method: str, path: str) -> Any:
         try:
@@ -81,34 +71,38 @@ class Flower:
 @pytest.fixture(scope="session")
 def events_in_redis() -> Iterator[dict[str, Any]]:
     """The settings of an app whose events reach Flower: a folder cannot carry them."""
-    with redis.Redis.from_url(REDIS) as server:
-        try:
-            server.ping()
-        except redis.ConnectionError as error:
-            pytest.skip(f"no Redis at ${REDIS_VARIABLE} or {REDIS}: {error}")
+    with redis_keys() as (url, options):
         yield {
-            "broker_url": REDIS,
-            "broker_transport_options": {"global_keyprefix": PREFIX},
+            "broker_url": url,
+            "broker_transport_options": options,
             "worker_send_task_events": True,
             "aioabort_poll_interval": 0.2,
         }
-        for key in server.scan_iter(f"{PREFIX}*"):
-            server.delete(key)
 
 
 @pytest.fixture(scope="session")
 def event_workers(
     start_worker: StartWorker,
     events_in_redis: dict[str, Any],
-    new_database: Callable[[], Any],
+    new_database: NewDatabase,
 ) -> Iterator[Callable[[str], Worker]]:
     """Workers that send events, by their result backend."""
     with new_database() as dsn:
 
         @cache
         def worker(results: str) -> Worker:
-            url = dsn.replace("postgresql://", RESULTS[results], 1)
-            return start_worker("prefork", dsn, result_backend=url, **events_in_redis)
+            if results == "redis":
+                settings = {
+                    "aioabort_dsn": dsn,
+                    "result_backend": events_in_redis["broker_url"],
+                    "result_backend_transport_options": events_in_redis[
+                        "broker_transport_options"
+                    ],
+                }
+            else:
+                url = dsn.replace("postgresql://", RESULTS[results], 1)
+                settings = {"result_backend": url}
+            return start_worker("prefork", dsn, **settings, **events_in_redis)
 
         yield worker
 
@@ -143,30 +137,31 @@ def running_flower(folder: Path, worker: Worker) -> Iterator[Flower]:
         yield Flower(_address(process, log))
     finally:
         process.terminate()
-        process.wait(STOP_BOUND)
+        process.wait(BOUND)
 
 
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     """Return where Flower says that it is."""
-    deadline = time.monotonic() + START_BOUND
-    while True:
-        if address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
-            return address[0]
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Flower did not start:\n{log.read_text()}")
-        time.sleep(PAUSE)
+
+    def address() -> re.Match[str] | None:
+        return re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+
+    return block_until_started(process, address, log)[0]
 
 
 @pytest.fixture
 async def flower(stage: Stage, tmp_path: Path) -> AsyncIterator[Flower]:
     """A Flower that hears of what the worker does."""
+    # Not the folder of the stage, which would take their marks for those of its own task.
+    heard = tmp_path / "heard"
+    heard.mkdir()
     with running_flower(tmp_path, stage.worker) as flower:
         # What happens before it listens, it never hears of.
         async def hears() -> object:
-            stage.tasks.plain.delay(str(tmp_path))
+            stage.tasks.plain.delay(str(heard))
             return await flower.get("tasks")
 
-        await first_true(hears)
+        await until(hears)
         yield flower
 
 

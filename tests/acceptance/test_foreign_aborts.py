@@ -5,9 +5,10 @@ import pytest
 from anyio import to_thread
 
 from aioabort import AbortableAsyncResult, AbortRequest, TaskAborted
+from tests.support.waiting import BOUND, until
 
 from .conftest import over_both_backends
-from .harness import BOUND, Stage, first_true
+from .harness import Stage
 
 pytestmark = over_both_backends
 
@@ -43,7 +44,7 @@ async def test_foreign_abort_survives_progress(stage: Stage) -> None:
     async def request() -> AbortRequest | None:
         return (await result.snapshot()).request
 
-    await first_true(request)
+    await until(request)
     stage.place.open("overwrite")
     await stage.place.reached("overwritten")
     assert (await result.snapshot()).state == stage.state_after_progress()

@@ -11,9 +11,10 @@ import anyio
 import pytest
 
 from aioabort import AbortableAsyncResult, TaskAborted
+from tests.support.waiting import BOUND, until
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Stage, Worker, becomes_true
+from .harness import Stage, Worker
 
 CONTROLLED: dict[str, Any] = {
     "worker_enable_remote_control": True,
@@ -125,7 +126,7 @@ async def test_process_that_cannot_act(stage: Stage, kind: str) -> None:
     await result.abort(reason="enough", requested_by="ann", grace=0)
 
     await is_killed(stage, result)
-    await becomes_true(lambda: not is_running(pid))
+    await until(lambda: not is_running(pid))
     assert not (await helper.snapshot()).is_finished
     await helper.abort()
     assert (await other.settled(helper)).outcome == "aborted"
@@ -142,7 +143,7 @@ async def test_thread_that_heeds_no_signal(stage: Stage) -> None:
     await result.abort(reason="enough", requested_by="ann", grace=0)
 
     await is_killed(stage, result)
-    await becomes_true(lambda: not is_running(pid))
+    await until(lambda: not is_running(pid))
     await serves(stage)
     assert (await result.snapshot()).state == "REVOKED"
 
@@ -174,7 +175,7 @@ async def test_task_that_ends_within_its_grace(stage: Stage) -> None:
 
     assert receipt.request is not None
     # Some time after the kill would have come.
-    await becomes_true(
+    await until(
         lambda: stage.worker.query(
             "SELECT %s + interval '0.5 s' < clock_timestamp() AS is_over",
             receipt.request and receipt.request.kill_at,
@@ -201,7 +202,7 @@ async def test_body_that_ends_while_it_is_killed(stage: Stage) -> None:
     try:
         await result.abort(reason="enough", requested_by="ann", grace=0)
         told = f"killing task {result.id}"
-        await becomes_true(lambda: told in stage.worker.log.read_text())
+        await until(lambda: told in stage.worker.log.read_text())
         stage.place.open("end")
         await stage.place.reached("ended")
         with anyio.move_on_after(0.3):
@@ -229,7 +230,7 @@ async def test_worker_that_cannot_kill(stage: Stage, obstacle: str) -> None:
     result = await stage.start(stage.tasks.gated)
     await result.abort(grace=0.1)
     told = f"task {result.id} cannot be killed after its grace: {obstacle}"
-    await becomes_true(lambda: told in stage.worker.log.read_text())
+    await until(lambda: told in stage.worker.log.read_text())
     stage.place.open("end")
 
     assert await result.wait(BOUND) == "done"
@@ -245,7 +246,7 @@ async def test_task_that_cannot_be_killed_but_saw_its_abort(stage: Stage) -> Non
     result = await stage.start(stage.tasks.in_pools.ignoring)
     await result.abort(grace=0.1)
     told = f"task {result.id} cannot be killed"
-    await becomes_true(lambda: told in stage.worker.log.read_text())
+    await until(lambda: told in stage.worker.log.read_text())
     stage.place.open("end")
 
     assert await result.wait(BOUND) == "done"

@@ -12,12 +12,17 @@ import psycopg
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from .harness import BOUND, Stage, Worker, becomes_true
+from tests.support.waiting import BOUND, until
+
+from .harness import Stage, Worker
 
 pytestmark = pytest.mark.parametrize("worker", ["prefork-notified-ours"], indirect=True)
 
 #: Seconds; enough for what comes before the statement that it interrupts.
 LIMIT = 2
+
+#: The statements that are awaited after the limit; each waits 50 ms for the lock.
+LATER_STATEMENTS = 5
 
 WAITING = """
     SELECT pid, query_start FROM pg_stat_activity
@@ -27,7 +32,7 @@ WAITING = """
 
 @contextmanager
 def locking(worker: Worker, statement: str, task_id: str) -> Iterator[None]:
-    """Have whoever stores a state of the task wait until the block ends."""
+    """Have each store of the task's state wait until the block ends."""
     with psycopg.connect(worker.dsn) as connection:
         connection.execute(statement.encode(), [task_id])
         yield
@@ -42,14 +47,23 @@ def waiting(worker: Worker) -> list[tuple[int, object]]:
 async def interrupted(worker: Worker) -> int:
     """Return the child's connection when the limit has interrupted its statement.
 
-    child: stores, waits | limit: raised in it, its statement is cancelled | FAILURE is
+    child: stores, waits for the lock again and again | limit: raised in it | FAILURE is
     stored, by the child or, with an older Celery, by the main process: waits
     """
-    await becomes_true(lambda: waiting(worker))
-    [first] = waiting(worker)
-    await becomes_true(lambda: first not in waiting(worker))
-    await becomes_true(lambda: waiting(worker))
-    return first[0]
+
+    def limits() -> int:
+        return worker.log.read_text().count("Soft time limit")
+
+    before = limits()
+    await until(lambda: waiting(worker))
+    await until(lambda: limits() > before)
+    # The signal interrupts the child at once, wherever it waits: after some more
+    # statements, it has left the first store.
+    begun: set[object] = set()
+    while len(begun) < LATER_STATEMENTS:
+        [(connection, begun_at)] = await until(lambda: waiting(worker))
+        begun.add(begun_at)
+    return connection
 
 
 async def assert_all_works(stage: Stage, connection: int) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from aioabort import TaskAborted
+from tests.support.waiting import BOUND
 
 from .conftest import over_both_backends
-from .harness import BOUND, Place, Stage
+from .harness import Place, Stage
 
 pytestmark = over_both_backends
 
@@ -35,7 +36,7 @@ async def test_abort_of_a_queued_task_survives_started(stage: Stage) -> None:
 async def test_task_that_returns_keeps_its_value(stage: Stage) -> None:
     """A task that sees the abort and returns ends as SUCCESS, and it is known why.
 
-    Closes: SUCCESS is written over ABORTED, and nobody can tell that the task stopped.
+    Closes: SUCCESS is written over ABORTED, and nothing says that the task stopped.
     """
     result = await stage.start(stage.tasks.returning)
     await result.abort(reason="enough", requested_by="ann")
@@ -159,7 +160,7 @@ async def test_abort_at_the_moment_of_the_end(stage: Stage, tmp_path: Path) -> N
     """A task that ends just then keeps its value, and it is known who came first.
 
     Closes: the task has returned and SUCCESS is not yet stored, or stored and not yet
-    reported; abort() is answered "requested", and nobody ever settles the request.
+    reported; abort() is answered "requested", and the request is never settled.
     """
     for delay in range(8):
         place = Place(tmp_path / str(delay))

@@ -1,4 +1,4 @@
-"""The demo's page, in a real browser, over a real worker."""
+"""The demo's page, in a real browser, with a real worker."""
 
 import os
 import re
@@ -12,7 +12,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-#: Each takes half a second: there is time to press a button.
+from tests.support.waiting import BOUND
+
+#: Half a second per file: enough time to press a button.
 FILES = 120
 SECONDS = 60
 
@@ -28,18 +30,16 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
-#: Milliseconds; a worker's first tasks may be slow to begin on a busy machine.
-BOUND = 60_000
-
-#: Pixels that a finger needs, by WCAG 2.2.
+#: Minimum size of a touch target in pixels, by WCAG 2.2.
 FINGER = 44
 
-expect.set_options(timeout=BOUND)
+# In milliseconds. On a busy machine, a worker's first tasks may begin late.
+expect.set_options(timeout=2_000 * BOUND)
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the page, whose worker runs two at a time."""
+    """The URL of the page; its worker runs two tasks at the same time."""
     tree = tmp_path_factory.mktemp("page") / "tree"
     tree.mkdir()
     for number in range(FILES):
@@ -65,7 +65,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser without a window."""
+    """A headless browser."""
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
     with sync_playwright() as playwright:
@@ -76,22 +76,22 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser, url: str) -> Iterator[Page]:
-    """The page as it is when it has been loaded, with nothing that it complains of."""
-    complaints: list[str] = []
+    """The loaded page; the browser's console must stay empty."""
+    messages: list[str] = []
     page = chromium.new_page(viewport={"width": 1200, "height": 800})
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(url)
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()
-    # The runs of before are shown when it has asked for them.
+    # Earlier runs are shown once the page has fetched them.
     expect(page.locator("#link")).not_to_have_text("connecting")
     yield page
     if page.get_by_role("button", name="Abort all").is_enabled():
         page.get_by_role("button", name="Abort all").click()
     expect(page.locator("[data-word=running], [data-word=queued]")).to_have_count(0)
     page.close()
-    # A 422 is one of the browser's own lines.
-    assert [line for line in complaints if "422" not in line] == []
+    # The browser itself logs a 422.
+    assert [line for line in messages if "422" not in line] == []
 
 
 def start(page: Page, runs: int) -> None:
@@ -106,7 +106,7 @@ def start(page: Page, runs: int) -> None:
 
 
 def one_that_is(page: Page, word: str) -> Locator:
-    """One of three runs when two of them run; the broker need not keep their order."""
+    """Two of three runs are in progress, one waits; the broker may reorder them."""
     expect(page.locator(".run[data-word=running]")).to_have_count(2)
     expect(page.locator(".run[data-word=queued]")).to_have_count(1)
     number = page.locator(f".run[data-word={word}] .number").first.inner_text()
@@ -114,7 +114,7 @@ def one_that_is(page: Page, word: str) -> Locator:
 
 
 def test_runs_are_watched_and_aborted(page: Page) -> None:
-    """Progress is live; an abort is requested, seen and obeyed, and says by whom."""
+    """Progress is live; an abort is requested, seen and honoured."""
     start(page, 3)
     first = one_that_is(page, "running")
     expect(first.locator(".count")).to_have_text(re.compile(r"^[1-9]\d* of 120 files"))
@@ -134,12 +134,12 @@ def test_runs_are_watched_and_aborted(page: Page) -> None:
 
 
 def test_a_queued_run_never_begins(page: Page) -> None:
-    """It can be aborted, too, and says so when its turn comes."""
+    """A queued run can be aborted; it stops when the worker takes it."""
     start(page, 3)
     waiting = one_that_is(page, "queued")
     waiting.get_by_role("button").click()
     expect(waiting.locator(".word")).to_have_text("stopping")
-    expect(waiting.get_by_role("list")).to_contain_text("when its turn comes")
+    expect(waiting.get_by_role("list")).to_contain_text("when the worker takes it")
 
     page.get_by_role("button", name="Abort all").click()
 
@@ -149,8 +149,8 @@ def test_a_queued_run_never_begins(page: Page) -> None:
     expect(page.get_by_role("status").first).to_have_text("nothing runs")
 
 
-def test_a_reload_forgets_nothing(page: Page) -> None:
-    """What was started and aborted is there again."""
+def test_a_reload_keeps_the_runs(page: Page) -> None:
+    """Started and aborted runs are shown again."""
     start(page, 1)
     newest = page.locator(".run").first
     newest.get_by_role("button").click()
@@ -164,7 +164,7 @@ def test_a_reload_forgets_nothing(page: Page) -> None:
 
 
 def test_it_fits_a_phone(page: Page) -> None:
-    """Nothing sticks out, and fingers hit what they mean."""
+    """Nothing overflows, and touch targets are large enough."""
     page.set_viewport_size({"width": 360, "height": 740})
     start(page, 1)
     newest = page.locator(".run").first
@@ -178,8 +178,8 @@ def test_it_fits_a_phone(page: Page) -> None:
         assert box["width"] >= FINGER
 
 
-def test_a_wrong_directory_is_told(page: Page) -> None:
-    """The line is where it was typed, for screen readers as well."""
+def test_a_wrong_directory_is_an_error(page: Page) -> None:
+    """The error is beside the form, and an alert for screen readers."""
     runs = page.locator(".run").count()
     page.get_by_label("Directory").fill("/nowhere")
     page.get_by_role("button", name="Start indexing").click()
@@ -201,8 +201,8 @@ def test_a_wrong_directory_is_told(page: Page) -> None:
         ([], 422),
     ],
 )
-def test_what_cannot_be_started_is_refused(url: str, body: object, status: int) -> None:
-    """The page is not the only one who may ask."""
+def test_a_wrong_body_is_refused(url: str, body: object, status: int) -> None:
+    """The endpoint checks its input: the page is not its only client."""
     answer = httpx.post(f"{url}runs", json=body)
 
     assert answer.status_code == status
@@ -220,7 +220,7 @@ def test_what_cannot_be_started_is_refused(url: str, body: object, status: int) 
 def test_other_sites_start_nothing(
     url: str, headers: dict[str, str], status: int
 ) -> None:
-    """Neither from their own pages nor by a name of theirs that leads here."""
+    """Neither from their own pages nor by DNS rebinding."""
     answer = httpx.post(f"{url}runs", json={}, headers=headers)
 
     assert answer.status_code == status

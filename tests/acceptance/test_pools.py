@@ -1,10 +1,9 @@
 """Aborts in every pool, however it runs its tasks and however their process ends."""
 
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
-from importlib.util import find_spec
 
 import anyio
 import pytest
@@ -12,10 +11,11 @@ from anyio import to_thread
 from billiard.exceptions import TimeLimitExceeded
 
 from aioabort import AbortClient, TaskAborted
-from tests.integration.conftest import Network
+from tests.support.network import Network
+from tests.support.waiting import BOUND, until
 
 from .conftest import StartWorker
-from .harness import BOUND, STOP_BOUND, Place, Stage, Worker, becomes_true
+from .harness import Place, Stage, Worker
 
 #: Nothing is found by a poll: what is known in time was told.
 NO_POLL = {"aioabort_poll_interval": 3_600.0}
@@ -38,22 +38,15 @@ def open_stage(place: Place) -> OpenStage:
     return stage
 
 
-def scene(stage: Stage, name: str) -> Stage:
-    """Return *stage* with a folder of its own, for one task of several."""
-    place = Place(stage.place.folder / name)
-    place.folder.mkdir()
-    return replace(stage, place=place)
-
-
 async def ends(worker: Worker) -> int:
     """Wait until the worker has ended, and return its status."""
-    return await to_thread.run_sync(worker.process.wait, STOP_BOUND)
+    return await to_thread.run_sync(worker.process.wait, BOUND)
 
 
 async def signalled(worker: Worker, number: signal.Signals, answer: str) -> None:
     """Send the worker a signal, and wait until its log has the *answer*."""
     worker.process.send_signal(number)
-    await becomes_true(lambda: answer in worker.log.read_text())
+    await until(lambda: answer in worker.log.read_text())
 
 
 async def test_child_that_ends_after_each_task(
@@ -69,14 +62,14 @@ async def test_child_that_ends_after_each_task(
     processes: list[str] = []
     async with open_stage(worker) as stage:
         for number in range(3):
-            first = scene(stage, f"late-{number}")
+            first = stage.scene(f"late-{number}")
             late = await first.start(stage.tasks.gated)
             await late.abort()
             first.place.open("end")
             assert await late.wait(BOUND) == "done"
             assert (await first.settled(late)).outcome == "too_late"
 
-            second = scene(stage, f"aborted-{number}")
+            second = stage.scene(f"aborted-{number}")
             aborted = await second.start(stage.tasks.in_pools.waiting)
             await aborted.abort()
             with pytest.raises(TaskAborted):
@@ -106,13 +99,13 @@ async def test_hard_time_limit_of_an_aborted_task(stage: Stage) -> None:
 
     aborted | never looks | limit: killed | FAILURE | next child: an agent of its own
     """
-    first = scene(stage, "killed")
+    first = stage.scene("killed")
     killed = await first.start(stage.tasks.gated, time_limit=1)
     await killed.abort()
     with pytest.raises(TimeLimitExceeded):
         await killed.wait(BOUND)
 
-    scenes = [scene(stage, str(slot)) for slot in range(stage.worker.concurrency)]
+    scenes = [stage.scene(str(slot)) for slot in range(stage.worker.concurrency)]
     results = [await s.start(stage.tasks.in_pools.waiting) for s in scenes]
     for result in results:
         await result.abort()
@@ -133,9 +126,7 @@ async def test_child_that_is_killed_after_its_task_saw_the_abort(stage: Stage) -
         request = (await result.snapshot()).request
         return request is not None and request.seen_at is not None
 
-    with anyio.fail_after(BOUND):
-        while not await recorded():
-            await anyio.sleep(0.01)
+    await until(recorded)
     stage.place.open("die")
 
     with pytest.raises(TaskAborted, match="enough"):
@@ -149,7 +140,7 @@ async def test_child_that_is_killed_after_its_task_saw_the_abort(stage: Stage) -
 async def test_threads_of_a_task(stage: Stage) -> None:
     """Where one task runs at a time, the threads that it starts find it."""
     for name in ("first", "second"):
-        each = scene(stage, name)
+        each = stage.scene(name)
         result = await each.start(stage.tasks.in_pools.with_threads)
         await result.abort()
         assert await result.wait(BOUND) == "stopped"
@@ -209,7 +200,7 @@ async def test_greenlet_that_computes(stage: Stage) -> None:
 @on_gevent
 async def test_greenlets_run_while_others_wait(stage: Stage) -> None:
     """To wait for the start's look, or for an abort, holds up no other greenlet."""
-    others = [scene(stage, str(number)) for number in range(3)]
+    others = [stage.scene(str(number)) for number in range(3)]
     beating = stage.publish(stage.tasks.in_pools.beating, 100)
     results = [await other.start(stage.tasks.in_pools.waiting) for other in others]
     await results[1].abort()
@@ -247,7 +238,7 @@ async def test_callback_among_greenlets(stage: Stage) -> None:
 @on_gevent
 async def test_greenlet_is_not_interrupted(stage: Stage) -> None:
     """``abort_mode="raise"`` harms no greenlet; one warning tells that it has no effect."""
-    scenes = [scene(stage, name) for name in ("first", "second")]
+    scenes = [stage.scene(name) for name in ("first", "second")]
     results = [await s.start(stage.tasks.in_pools.looking_away) for s in scenes]
     for result in results:
         await result.abort()
@@ -270,6 +261,15 @@ async def test_coroutine_beside_greenlets(stage: Stage) -> None:
     assert len(stage.place.lines("cleaned")) == 1
 
 
+@on_gevent
+async def test_coroutines_that_publish_beside_greenlets(stage: Stage) -> None:
+    """A coroutine sends tasks and awaits them, while greenlets wait for coroutines."""
+    results = [
+        stage.publish(stage.tasks.in_async.delegating, number) for number in range(3)
+    ]
+    assert [await result.wait(BOUND) for result in results] == [0, 4, 8]
+
+
 async def test_server_known_by_name(
     dsn: str, start_worker: StartWorker, open_stage: OpenStage
 ) -> None:
@@ -290,7 +290,8 @@ async def test_server_known_by_name(
     await network.cut()
 
 
-@pytest.mark.skipif(find_spec("eventlet") is None, reason="eventlet is not installed")
+# Eventlet has no release for later versions.
+@pytest.mark.only_if(sys.version_info < (3, 14))
 async def test_eventlet(start_worker: StartWorker, place: Place) -> None:
     """Tasks run, but cannot be aborted, and one line of the log says so."""
     worker = start_worker("eventlet")
@@ -311,15 +312,38 @@ async def test_app_without_postgresql(
 
 
 async def runs_without_aborts(worker: Worker, place: Place, problem: str) -> None:
-    """See that abortable tasks run, and that the log says once why no abort comes."""
+    """See that abortable tasks run, and that the log says once why no abort comes.
+
+    worker ready: logged | two tasks run: not logged again
+    """
+    told = "tasks run, but cannot be aborted: "
+    await until(lambda: told in worker.log.read_text())
     for number in range(2):
         worker.project.once.delay(str(place.folder))
         await place.reached("body", times=number + 1)
         worker.project.in_async.doubling.delay(str(place.folder), 21)
     log = worker.log.read_text()
-    told = "tasks run, but cannot be aborted: "
     assert log.count(told) == 1
     assert problem in log.partition(told)[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("worker", "way"),
+    [
+        ("prefork-notified", "by notifications, and by a poll every "),
+        ("solo-polling", "by a poll every "),
+    ],
+    indirect=["worker"],
+)
+async def test_start_says_how_aborts_arrive(worker: Worker, way: str) -> None:
+    """One line, before any task has run, names the way and the database."""
+    told = "aioabort worker: aborts arrive "
+    await until(lambda: told in worker.log.read_text())
+    log = worker.log.read_text()
+    assert log.count(told) == 1
+    line = log.partition(told)[2].partition("\n")[0]
+    assert line.startswith(way)
+    assert "from postgresql://" in line
 
 
 # The end of a worker.
@@ -342,7 +366,7 @@ async def test_abort_during_a_warm_shutdown(
             await result.wait(BOUND)
         assert await ends(worker) == 0
         assert (await stage.settled(result)).outcome == "aborted"
-    await becomes_true(lambda: not worker.connections())
+    await until(lambda: not worker.connections())
     assert "Traceback" not in worker.log.read_text()
 
 
@@ -378,7 +402,7 @@ async def test_abort_during_a_soft_shutdown(
             await result.wait(BOUND)
         assert (await stage.settled(result)).outcome == "aborted"
         await ends(worker)
-    await becomes_true(lambda: not worker.connections())
+    await until(lambda: not worker.connections())
 
 
 async def test_cold_shutdown(start_worker: StartWorker, place: Place) -> None:
@@ -389,4 +413,4 @@ async def test_cold_shutdown(start_worker: StartWorker, place: Place) -> None:
     assert len(worker.connections()) == 1
     await signalled(worker, signal.SIGQUIT, "Cold shutdown")
     await ends(worker)
-    await becomes_true(lambda: not worker.connections())
+    await until(lambda: not worker.connections())

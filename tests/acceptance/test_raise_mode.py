@@ -1,4 +1,4 @@
-"""``abort_mode="raise"``: the abort of a body that never looks."""
+"""``abort_mode="raise"``: the abort of a body that never checks."""
 
 import asyncio
 import random
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from aioabort import AbortableAsyncResult, TaskAborted
+from aioabort import AbortableAsyncResult
+from tests.support.waiting import BOUND
 
 from .conftest import follow_log
-from .harness import BOUND, Stage, Worker
+from .harness import Stage, Worker
 
 in_main_thread = pytest.mark.parametrize(
     "worker", ["prefork-notified", "solo-notified"], indirect=True
@@ -17,7 +18,7 @@ in_main_thread = pytest.mark.parametrize(
 
 WORKERS = ["prefork-notified", "threads-notified", "solo-notified"]
 
-#: The tasks that are aborted round their end, in each pool.
+#: The number of tasks in each pool that are aborted near their end.
 BRIEF = 100
 
 
@@ -30,18 +31,13 @@ def worker(request: pytest.FixtureRequest, workers: Callable[[str], Worker]) -> 
 
 
 async def is_aborted_by(stage: Stage, result: AbortableAsyncResult[object]) -> None:
-    """Wait for the end that an abort has, with all that belongs to it."""
-    with pytest.raises(TaskAborted) as raised:
-        await result.wait(BOUND)
-    assert raised.value.args == ("enough", "ann", result.id)
-    assert (await result.snapshot()).state == "REVOKED"
-    request = await stage.settled(result)
-    assert request.outcome == "aborted"
-    assert request.seen_at is not None
+    """Wait until the task is recorded as aborted by ann."""
+    error = await stage.aborted(result)
+    assert error.args == ("enough", "ann", result.id)
 
 
 async def test_body_that_never_looks(stage: Stage) -> None:
-    """It is interrupted wherever it is, cleans up, and is not tried again."""
+    """It is interrupted, cleans up, and is not retried."""
     result = await stage.start(stage.tasks.in_interruptions.computing)
     await result.abort(reason="enough", requested_by="ann")
 
@@ -61,7 +57,7 @@ async def test_body_that_sleeps(stage: Stage) -> None:
 
 
 async def test_body_that_catches_it(stage: Stage) -> None:
-    """``except Exception`` catches it; the value is kept, and nothing else comes."""
+    """``except Exception`` catches it; the value is kept, and it is raised only once."""
     result = await stage.start(stage.tasks.in_interruptions.catching)
     await result.abort(reason="enough", requested_by="ann")
 
@@ -73,12 +69,44 @@ async def test_body_that_catches_it(stage: Stage) -> None:
     ]
 
 
+async def test_library_that_swallows_it(stage: Stage) -> None:
+    """The abort that a library has swallowed is raised again."""
+    result = await stage.start(stage.tasks.in_interruptions.logging_rows)
+    await result.abort(reason="enough", requested_by="ann")
+
+    await is_aborted_by(stage, result)
+    assert (await stage.settled(result)).outcome == "aborted"
+
+
+async def test_long_cleanup(stage: Stage) -> None:
+    """The abort is seen while the body cleans up, and does not interrupt that."""
+    result = await stage.start(stage.tasks.in_interruptions.cleaning)
+    receipt = await result.abort(reason="enough", requested_by="ann")
+    assert await receipt.seen(BOUND) is not None
+    # Longer than the pause after which the abort is raised again.
+    await asyncio.sleep(2)
+    stage.place.open("end")
+
+    await is_aborted_by(stage, result)
+    assert len(stage.place.lines("cleaned")) == 1
+
+
+@pytest.mark.parametrize("name", ["late", "calling"])
+async def test_body_that_calls_another(stage: Stage, name: str) -> None:
+    """The outer body ends, whether the inner one has ended before or with it."""
+    result = await stage.start(getattr(stage.tasks.in_interruptions, name))
+    await result.abort(reason="enough", requested_by="ann")
+
+    await is_aborted_by(stage, result)
+    assert len(stage.place.lines("body")) == 1
+
+
 @pytest.mark.parametrize("worker", ["threads-notified"], indirect=True)
 async def test_abort_in_a_shield(stage: Stage) -> None:
-    """A critical section is not interrupted; what comes after it is."""
+    """The block of a shield is not interrupted; the code after it is."""
     result = await stage.start(stage.tasks.in_interruptions.shielding)
     await result.abort(reason="enough", requested_by="ann")
-    # The process hears of both by one look, or of this one later.
+    # One poll finds both requests, or this one later.
     scene = stage.scene("other")
     other = await scene.start(stage.tasks.in_interruptions.computing)
     await other.abort(reason="enough", requested_by="ann")
@@ -101,8 +129,8 @@ async def test_abort_before_the_start(stage: Stage) -> None:
     assert "body" not in stage.place
 
 
-async def test_aborts_round_the_end(stage: Stage) -> None:
-    """Each of many short tasks ends in one way, and none by another one's abort.
+async def test_aborts_near_the_end(stage: Stage) -> None:
+    """Each of many short tasks ends in one way, and none by the abort of another.
 
     Closes: the exception arrives after the body, in Celery's code or in the next task.
     """
@@ -113,7 +141,7 @@ async def test_aborts_round_the_end(stage: Stage) -> None:
         numbers = range(first, first + slots)
         endings.update(await asyncio.gather(*(ending(stage, n) for n in numbers)))
 
-    # The moments were well chosen.
+    # The test covers both ends.
     assert "aborted" in endings
     assert len(endings) > 1
     after = stage.publish(stage.tasks.once)
@@ -125,7 +153,7 @@ async def ending(stage: Stage, number: int) -> str:
     """Abort a short task at a random moment, and return how it ended."""
     result = stage.publish(stage.tasks.in_interruptions.brief, number)
     await stage.place.reached(f"body-{number}")
-    # Not to wait for anything: each task is hit at another moment.
+    # A delay, and no event: each task is aborted at another moment.
     await asyncio.sleep(random.uniform(0, 0.02))
     receipt = await result.abort(reason="enough", requested_by="ann")
     if receipt.answer == "finished":

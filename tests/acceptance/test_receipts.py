@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from .harness import BOUND, Stage
+from tests.support.waiting import BOUND
+
+from .harness import Stage
 
 pytestmark = pytest.mark.parametrize(
     "worker", ["prefork-notified", "threads-notified", "prefork-polling"], indirect=True
@@ -38,7 +40,7 @@ async def test_a_task_that_never_looks(stage: Stage) -> None:
 
 
 async def test_a_task_of_celerys_own_class(stage: Stage) -> None:
-    """Nobody records anything for it; that it has ended is enough after a while."""
+    """No outcome is recorded for it; after a while, its end is enough."""
     async with stage.occupied():
         result = stage.publish(stage.tasks.plain)
         receipt = await result.abort()

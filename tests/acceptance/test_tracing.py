@@ -9,9 +9,10 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aioabort import TaskAborted
+from tests.support.waiting import BOUND, until
 
 from .conftest import StartWorker, follow_log
-from .harness import BOUND, Stage, Worker, becomes_true
+from .harness import Stage, Worker
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def spans_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tracing_worker(start_worker: StartWorker, spans_file: Path) -> Worker:
-    """A worker whose tasks are traced by nobody but aioabort."""
+    """A worker whose tasks only aioabort traces."""
     return start_worker(
         "prefork",
         test_spans=str(spans_file),
@@ -61,7 +62,7 @@ async def test_one_trace(
     await result.abort(reason="why")
     with pytest.raises(TaskAborted):
         await result.wait(BOUND)
-    await becomes_true(lambda: "aioabort.stop" in spans_of_worker())
+    await until(lambda: "aioabort.stop" in spans_of_worker())
 
     [request] = exporter.get_finished_spans()
     assert request.name == "aioabort.request"
@@ -85,7 +86,7 @@ async def test_a_kill_is_in_the_trace(
     await result.abort(grace=0)
     with pytest.raises(TaskAborted):
         await result.wait(BOUND)
-    await becomes_true(lambda: "aioabort.stop" in spans_of_worker())
+    await until(lambda: "aioabort.stop" in spans_of_worker())
 
     [request] = exporter.get_finished_spans()
     [stop] = spans_of_worker().values()

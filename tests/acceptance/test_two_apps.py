@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from aioabort import AbortClient, TaskAborted
+from tests.support.databases import query
+from tests.support.waiting import BOUND
 
-from .harness import BOUND, Place, Stage, Worker, execute
-
-StartWorker = Callable[..., Worker]
+from .conftest import StartWorker
+from .harness import Place, Stage, Worker
 
 pytestmark = pytest.mark.parametrize("worker", ["solo-notified"], indirect=True)
 
@@ -31,7 +32,7 @@ def neighbour(dsn_of_both: str, start_worker: StartWorker) -> Worker:
 def stranger(dsn_of_both: str, start_worker: StartWorker) -> Worker:
     """A worker of another app, which keeps its results under another name."""
     # Celery 5.7 cannot create it: its index has the name of the first table's.
-    execute(
+    query(
         dsn_of_both, "CREATE TABLE other_taskmeta (LIKE celery_taskmeta INCLUDING ALL)"
     )
     return start_worker(
@@ -42,7 +43,7 @@ def stranger(dsn_of_both: str, start_worker: StartWorker) -> Worker:
 @pytest.fixture(scope="module")
 def foreigner(dsn_of_both: str, start_worker: StartWorker) -> Worker:
     """A worker of another app, which keeps its results in another schema."""
-    execute(dsn_of_both, "CREATE SCHEMA other")
+    query(dsn_of_both, "CREATE SCHEMA other")
     schemas = {"task": "other", "group": "other"}
     return start_worker("solo", dsn_of_both, database_table_schemas=schemas)
 
@@ -100,7 +101,7 @@ async def test_apps_with_tables_of_their_own(
 async def test_apps_with_schemas_of_their_own(
     stage: Stage, foreigner: Worker, tmp_path: Path
 ) -> None:
-    """Even the same id is another task there, whose abort stops nobody here."""
+    """Even the same id is another task there, whose abort stops no task here."""
     async with AbortClient(foreigner.app) as client:
         other_stage = stage_of(foreigner, client, tmp_path / "other")
         ours = await stage.start(stage.tasks.overwriting, task_id="nightly")

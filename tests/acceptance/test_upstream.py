@@ -10,7 +10,7 @@ from aioabort import AbortableAsyncResult, AbortableTask
 
 @pytest.fixture
 def abortable(app: Celery) -> Iterator[AbortableTask]:
-    """A task that nobody runs, while its request is pushed as if somebody did."""
+    """A task that no worker runs, with its context pushed as if one did."""
 
     @app.task(base=AbortableTask, shared=False)
     def abortable() -> bool:
@@ -32,7 +32,7 @@ async def test_async_result_is_abortable(abortable: AbortableTask) -> None:
 
 
 async def test_is_not_aborted(abortable: AbortableTask) -> None:
-    """A task that nobody aborted is not aborted."""
+    """A task without an abort request is not aborted."""
     result = abortable.apply_async()
 
     assert not abortable.is_aborted(task_id=result.id)

@@ -1,4 +1,4 @@
-"""Nobody waits for ever on an aborted task."""
+"""No wait for an aborted task goes on for ever."""
 
 import asyncio
 import statistics
@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from aioabort import TaskAborted, WaitTimeout
+from aioabort import ResultMissing, TaskAborted, WaitTimeout
+from tests.support.waiting import BOUND
 
-from .harness import BOUND, Stage
+from .harness import Stage
 
 
 async def test_waiter_hears_of_an_abort(stage: Stage) -> None:
@@ -58,7 +59,7 @@ async def test_waiter_for_an_ignored_result_hears_of_an_abort(stage: Stage) -> N
 
 
 async def test_waiter_for_an_ignored_result_hears_of_a_return(stage: Stage) -> None:
-    """Without a result, a wait for a task that saw the abort and returned ends.
+    """Without a result, a wait for a task that saw the abort and returned says so.
 
     Closes: no SUCCESS is stored, and Celery's row says ABORTED for ever.
     """
@@ -67,12 +68,13 @@ async def test_waiter_for_an_ignored_result_hears_of_a_return(stage: Stage) -> N
     await asyncio.sleep(0)
     await result.abort()
 
-    assert await waiter is None
+    with pytest.raises(ResultMissing, match="returned"):
+        await waiter
     assert (await stage.settled(result)).outcome == "returned"
 
 
 async def test_waiter_for_a_plain_task_gets_its_value(stage: Stage) -> None:
-    """A task of Celery's own class, of which no notification tells, can be awaited."""
+    """A task of Celery's own class, which sends no notification, can be awaited."""
     result = await stage.start(stage.tasks.plain)
 
     assert await result.wait(BOUND) is None

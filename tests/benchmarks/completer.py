@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 from celery.app.task import Context
 
-from aioabort.worker.agent import agent_for, stop_agents
+from aioabort.worker.agent.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 
 from .counting import count_statements
@@ -65,8 +65,15 @@ class Completer:
 @asynccontextmanager
 async def completer(dsn: str, hints: str) -> AsyncGenerator[Completer]:
     """Run one; *hints* is ``agent``, ``limit`` or ``none``."""
+    async with completing_process(__spec__.name, dsn, hints) as ending:
+        yield ending
+
+
+@asynccontextmanager
+async def completing_process(module: str, *arguments: str) -> AsyncGenerator[Completer]:
+    """Run *module*, which completes tasks, for the time of the block."""
     process = await create_subprocess_exec(
-        *(sys.executable, "-m", __spec__.name, dsn, hints),
+        *(sys.executable, "-m", module, *arguments),
         stdin=PIPE,
         stdout=PIPE,
     )
@@ -134,12 +141,12 @@ def _hinting(
 
     def begin(task_id: str) -> Run:
         run = Run(Context(id=task_id, hostname="bench"), agent)
-        agent.begin(run)
+        agent.watch(run)
         return run
 
     async def end(_task_id: str, run: Run) -> None:
-        run.end("SUCCESS")
-        agent.end(run)
+        run.mark_ended("SUCCESS")
+        agent.report_end(run)
 
     return begin, end
 

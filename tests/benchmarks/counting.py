@@ -3,18 +3,18 @@
 from functools import cache
 from typing import Any
 
-from aioabort.postgres.connection import Link
+from aioabort.postgres.connection import SerialConnection
 
 
 @cache
 def count_statements() -> list[str]:
     """Return a list that gets every statement of this process's agents."""
     statements: list[str] = []
-    fetch = Link.fetch
+    fetch = SerialConnection.fetch
 
-    async def counted(self: Link, query: str, *args: Any) -> Any:
+    async def counted(self: SerialConnection, query: str, *args: Any) -> Any:
         statements.append(query)
         return await fetch(self, query, *args)
 
-    Link.fetch = counted  # type: ignore[method-assign]
+    SerialConnection.fetch = counted  # type: ignore[method-assign]
     return statements

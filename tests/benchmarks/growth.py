@@ -11,9 +11,9 @@ from celery.app.task import Context
 from psycopg import sql
 
 from aioabort import AbortClient
-from aioabort.postgres.hints import request_channel
+from aioabort.postgres.notifications import request_channel
 from aioabort.postgres.tables import Tables
-from aioabort.worker.agent import Agent, agent_for, stop_agents
+from aioabort.worker.agent.agent import Agent, agent_for, stop_agents
 from aioabort.worker.run import Run
 
 from .counting import count_statements
@@ -31,7 +31,7 @@ QUICK = {RUNNING: (1, 10_000), WORKERS: (1, 200), ROWS: (1_000, 100_000)}
 #: Of our table, in percent of the rows of Celery's.
 REQUESTED = 10
 
-#: Seconds for which nothing happens but polls, of which there is one every 4 to 5.
+#: Seconds for which nothing happens but a poll every 4 to 5.
 QUIET = 11
 QUICK_QUIET = 6
 
@@ -58,7 +58,7 @@ async def _running(place: Place, dsn: str, running: int) -> None:
     statements = count_statements()
     agent = agent_for(make_app(dsn))
     runs = [_begin(agent) for _ in range(running)]
-    await asyncio.to_thread(lambda: [run.looked.wait(30) for run in runs])
+    await asyncio.to_thread(lambda: [run.first_poll_done.wait(30) for run in runs])
     quiet = place.pick(QUIET, QUICK_QUIET)
     asked, cpu = len(statements), time.process_time()
     await asyncio.sleep(quiet)
@@ -82,7 +82,7 @@ async def _running(place: Place, dsn: str, running: int) -> None:
 
 def _begin(agent: Agent) -> Run:
     run = Run(Context(id=str(uuid4()), hostname="bench"), agent)
-    agent.begin(run)
+    agent.watch(run)
     return run
 
 
@@ -94,7 +94,7 @@ async def _seen(client: AbortClient, run: Run) -> float:
     def on_abort() -> None:
         loop.call_soon_threadsafe(seen.set_result, time.monotonic())
 
-    await asyncio.to_thread(run.looked.wait, 10)
+    await asyncio.to_thread(run.first_poll_done.wait, 10)
     await asyncio.sleep(PAUSE)
     with run.on_abort(on_abort):
         start = time.monotonic()
@@ -103,8 +103,8 @@ async def _seen(client: AbortClient, run: Run) -> float:
 
 
 async def _workers(place: Place, dsn: str, workers: int) -> None:
-    """Have so many processes listen for requests, one of which runs the task."""
-    channel = request_channel(Tables("celery_taskmeta"))
+    """Have so many processes listen for requests; one of them runs the task."""
+    channel = request_channel(Tables("celery_taskmeta", "public"))
     agent = agent_for(make_app(dsn))
     mouth = await asyncpg.connect(dsn)
 
@@ -128,7 +128,7 @@ async def _workers(place: Place, dsn: str, workers: int) -> None:
         if used:
             used = (await observed.cpu() - used) / len(times)
             place.records.add(
-                *(SUBJECT, "the server's cpu for it", ours.NOTIFIED, [used]),
+                *(SUBJECT, "server CPU per notification", ours.NOTIFIED, [used]),
                 workers=workers,
             )
         place.records.add(
@@ -149,9 +149,11 @@ async def _rows(place: Place, dsn: str, rows: int) -> None:
         unknown = [str(uuid4()) for _ in range(1_000)]
         acts: dict[str, Callable[[], Awaitable[object]]] = {
             "abort()": lambda: client.abort(str(uuid4())),
-            "look at 1,000 awaited tasks": lambda: store.look(ids, ()),
-            "look at 1,000 unknown tasks": lambda: store.look(unknown, ()),
-            "look at 100 running tasks": lambda: store.observe(ids[:100]),
+            "query for 1,000 awaited tasks": lambda: store.read_for_waiters(ids, ()),
+            "query for 1,000 unknown tasks": lambda: store.read_for_waiters(
+                unknown, ()
+            ),
+            "query for 100 running tasks": lambda: store.read_aborts(ids[:100]),
             "snapshot()": lambda: client.snapshot(ids[0]),
             "the latest 100 requests": lambda: client.requests(limit=100),
         }

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from aioabort.postgres.hints import decode_hint
+from aioabort.postgres.notifications import decode_notification
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def listen(dsn: str, channel: str, number: str) -> None:
 
 def _hear(*arguments: object) -> None:
     # As an agent does with what is of no concern to it.
-    decode_hint(str(arguments[-1]))
+    decode_notification(str(arguments[-1]))
 
 
 if __name__ == "__main__":

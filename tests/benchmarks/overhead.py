@@ -50,7 +50,7 @@ async def _run(place: Place, board: Board, worker: Worker, scheme: str) -> None:
         await _tasks_per_second(board, worker, kind, 20)
     kinds = list(KINDS.items())
     for round_ in range(place.pick(6, 3)):
-        # Whoever comes first in each round would meet the tables at their smallest.
+        # The first of each round would find the tables at their smallest.
         turn = round_ % len(kinds)
         for kind, name in kinds[turn:] + kinds[:turn]:
             used = _cpu(worker.pid)
@@ -83,7 +83,7 @@ def _send(worker: Worker, kind: str, tasks: int, key: str) -> None:
 
 
 def _cpu(worker: int) -> float:
-    """Return the seconds of processor that a worker has used, or 0 if nobody tells."""
+    """Return the seconds of processor that a worker has used, or 0 if that is unknown."""
     try:
         children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
         return sum(map(_cpu_of_one, (str(worker), *children)))

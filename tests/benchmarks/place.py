@@ -100,7 +100,7 @@ def backend_url(dsn: str) -> str:
 
 
 def make_app(dsn: str, **settings: Any) -> Celery:
-    """Return an app that publishes to nobody and keeps its results at *dsn*."""
+    """Return an app that publishes to no worker and keeps its results at *dsn*."""
     app = Celery(
         "bench", broker="memory://", backend=backend_url(dsn), set_as_current=False
     )
@@ -138,7 +138,7 @@ class Observer:
     async def cpu(self) -> float:
         """Return the seconds of processor that those connections' backends have used.
 
-        0 if nobody tells, as of a server on another machine.
+        0 if that is unknown, as for a server on another machine.
         """
         backends = await self._connection.fetch(BACKENDS, self._database)
         paths = [Path(f"/proc/{backend['pid']}/schedstat") for backend in backends]

@@ -62,7 +62,7 @@ class Series:
 
 @dataclass
 class Records:
-    """A run of the benchmark: about whom, and all that was measured."""
+    """A run of the benchmark: the machine, the versions, and all measurements."""
 
     about: dict[str, Any] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)

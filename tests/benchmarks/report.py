@@ -1,10 +1,11 @@
 """Tables and plots of a recorded run: ``python -m tests.benchmarks.report``.
 
-Nothing that they say is typed by hand. The page that shows them is
-docs/explanation/benchmarks.md.
+No figure in the documentation is typed by hand: docs/explanation/benchmarks.md includes
+the tables and plots, and the README has one of the tables between two comments.
 """
 
 import argparse
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,21 +16,34 @@ from matplotlib import pyplot as plt
 
 from . import backend, checking, waiting
 from .figures import amount
-from .peers import limit, ours
+from .peers import contrib, limit, ours
 from .records import Records, Series, load, percentile
 from .targets import TARGETS
 
 FOLDER = Path("docs/benchmarks")
 RECORDED = FOLDER / "recorded.json"
+README = Path("README.md")
+
+#: Where the README has its table.
+IN_README = re.compile(
+    r"(?<=report`. -->\n).*(?=^<!-- end of the table -->)", re.DOTALL | re.MULTILINE
+)
 
 OURS, OTHERS, LIMIT = "#1a7f5a", "#9aa5b1", "#d9a441"
 
 
 def main() -> None:
-    """Write what is shown of the recorded run."""
+    """Write the tables and plots of the recorded run."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.report")
     parser.add_argument("recorded", type=Path, nargs="?", default=RECORDED)
-    write(load(parser.parse_args().recorded), FOLDER)
+    records = load(parser.parse_args().recorded)
+    write(records, FOLDER)
+    README.write_text(with_summary(README.read_text(), records))
+
+
+def with_summary(readme: str, records: Records) -> str:
+    """Return the README's text with the summary of *records* in its place."""
+    return IN_README.sub(lambda _: f"\n{summary(records)}\n\n", readme, count=1)
 
 
 def write(records: Records, folder: Path) -> None:
@@ -54,15 +68,50 @@ def write(records: Records, folder: Path) -> None:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of Markdown, with figures to the right."""
+    """Return a Markdown table with right-aligned figures."""
     lines = ["| " + " | ".join(heads) + " |"]
     lines.append("|" + "|".join(["---", *["--:"] * (len(heads) - 1)]) + "|")
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 
 
+def summary(records: Records) -> str:
+    """Return the README's table: medians of aioabort and of celery.contrib.abortable."""
+    prefork = {"pool": "prefork"}
+    loop = prefork | {"body": ours.BODIES["loop"]}
+    both = (ours.NOTIFIED, contrib.NAME)
+    checks = ("aioabort: self.is_aborted()", contrib.NAME)
+    aborts = (ours.NOTIFIED, contrib.DEFAULT)
+    figures = {
+        "one `is_aborted()`": ("checking", "one check", checks, prefork),
+        "`abort()` in a web process": ("requesting", "abort()", aborts, {"ids": 1}),
+        "from `abort()` until the task stops": (
+            "stopping",
+            "abort to stop",
+            both,
+            loop,
+        ),
+        "no-op tasks of a worker": (
+            *("overhead", "no-op tasks", both),
+            prefork | {"backend": "db+"},
+        ),
+    }
+    rows = (
+        (text, *(_median(records, subject, measure, name, case) for name in names))
+        for text, (subject, measure, names, case) in figures.items()
+    )
+    return table(("", "aioabort", "celery.contrib.abortable"), rows)
+
+
+def _median(
+    records: Records, subject: str, measure: str, name: str, case: dict[str, Any]
+) -> str:
+    found = records.find(subject, measure, name, **case)
+    return amount(found.p50, found.unit) if found else "-"
+
+
 def about(records: Records) -> str:
-    """Return who measured, where and when."""
+    """Return the date, the machine and the versions of the run."""
     facts: dict[str, Any] = records.about
     machine, server = facts["machine"], facts["postgresql"]
     memory = machine["memory"] / 2**30
@@ -86,13 +135,13 @@ def about(records: Records) -> str:
 
 
 def targets(records: Records) -> str:
-    """Return what is required, and what was measured."""
+    """Return each requirement with the figure that was measured."""
     heads = ("", "required", "measured", "")
     return table(heads, (target.row(records) for target in TARGETS))
 
 
 def checks(records: Records) -> str:
-    """Return the table of checks."""
+    """Return the table of checks, the fastest first."""
     found = records.of(checking.SUBJECT)
     events = {it.case["pool"]: it for it in found if it.contender == checking.EVENT}
     rows = [
@@ -105,11 +154,11 @@ def checks(records: Records) -> str:
         )
         for it in sorted(found, key=lambda it: it.p50)
     ]
-    return table(("one check", "pool", "p50", "p99", "to Event.is_set()"), rows)
+    return table(("one check", "pool", "p50", "p99", "vs Event.is_set()"), rows)
 
 
 def stops(records: Records) -> str:
-    """Return the table of delays from abort to stop."""
+    """Return the table of delays from abort to stop, the shortest first."""
     found = records.of("stopping")
     floor = next(it.p50 for it in found if it.contender == limit.STOP)
     rows = [
@@ -123,11 +172,11 @@ def stops(records: Records) -> str:
         )
         for it in sorted(found, key=lambda it: it.p50)
     ]
-    return table(("", "pool", "body", "p50", "p99", "to the limit"), rows)
+    return table(("", "pool", "body", "p50", "p99", "vs the limit"), rows)
 
 
 def requests(records: Records) -> str:
-    """Return the table of requests to abort."""
+    """Return the table of abort requests, by their number of ids."""
     found = records.of("requesting", "abort()")
     rows = []
     for it in sorted(found, key=lambda it: (it.case["ids"], it.p50)):
@@ -141,12 +190,12 @@ def requests(records: Records) -> str:
                 amount(it.p50 / mine.p50, "x") if mine else "-",
             )
         )
-    return table(("", "ids", "p50", "p99", "to aioabort"), rows)
+    return table(("", "ids", "p50", "p99", "vs aioabort"), rows)
 
 
 def waits(records: Records) -> str:
-    """Return the table of those who wait."""
-    heads = ("waiters", "ends/s", "", "p50", "p99", "longest stall", "connections")
+    """Return the table of waiters, by their number and by the rate of results."""
+    heads = ("waiters", "tasks/s", "", "p50", "p99", "longest stall", "connections")
     rows = []
     found = records.of(waiting.SUBJECT, "commit to resumed")
     for it in sorted(
@@ -171,7 +220,7 @@ def waits(records: Records) -> str:
 
 
 def overheads(records: Records) -> str:
-    """Return the table of what a worker loses."""
+    """Return the table of the overhead of a task."""
     rows = []
     for it in records.of("overhead", "no-op tasks"):
         plain = records.find("overhead", it.measure, "celery.Task", **it.case)
@@ -186,7 +235,7 @@ def overheads(records: Records) -> str:
                 amount(cpu.p50, "s") if cpu else "-",
             )
         )
-    heads = ("", "pool", "backend", "no-op tasks", "to celery.Task", "cpu of a task")
+    heads = ("", "pool", "backend", "no-op tasks", "vs celery.Task", "cpu of a task")
     return table(heads, rows)
 
 
@@ -208,12 +257,12 @@ def backends(records: Records) -> str:
 
 
 def growths(records: Records) -> str:
-    """Return a table for each thing of which there is more and more."""
+    """Return a table for each quantity that grows."""
     parts = []
     for what, title in (
         ("running", "tasks running in one process"),
-        ("workers", "processes of workers"),
-        ("rows", "rows in Celery's table, and a tenth as many requests"),
+        ("workers", "worker processes"),
+        ("rows", "rows in Celery's table, with a tenth as many abort requests"),
     ):
         found = [it for it in records.of("growth") if what in it.case]
         sizes = sorted({int(it.case[what]) for it in found})
@@ -233,7 +282,7 @@ def growths(records: Records) -> str:
 
 
 def _bend(by_size: dict[Any, Series], sizes: list[int]) -> str:
-    """Return from which size on it is more than twice as much as at the smallest."""
+    """Return the first size whose figure is more than twice that of the smallest."""
     least = by_size[sizes[0]].p50
     for size in sizes[1:]:
         if size in by_size and by_size[size].p50 > 2 * least:
@@ -248,7 +297,7 @@ def _colour(contender: str) -> str:
 
 
 def _plot_waiting(records: Records, path: Path) -> None:
-    """Plot how many of the crowd go on within which time."""
+    """Plot the share of the waiters that have resumed, over time."""
     figure, axes = plt.subplots(figsize=(7.5, 4))
     case = {"waiters": waiting.CROWD, "rate": waiting.FAST}
     styles = dict(
@@ -267,7 +316,7 @@ def _plot_waiting(records: Records, path: Path) -> None:
             )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: amount(value, "s"))
-    axes.set_xlabel("from the commit until the coroutine goes on")
+    axes.set_xlabel("from the commit until the coroutine resumes")
     axes.set_ylabel("% of 10,000 waiters")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")

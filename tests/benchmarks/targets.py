@@ -1,4 +1,4 @@
-"""The figures that aioabort has to reach, next to those that were measured."""
+"""The figures that aioabort must reach, beside the figures that were measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Target:
     meets: Callable[[float, float], bool] = le
 
     def row(self, records: Records) -> tuple[str, str, str, str]:
-        """Return what is required, the bound, the figure, and whether it is met."""
+        """Return the requirement, its bound, the figure, and whether it is met."""
         sign = "≤" if self.meets is le else "≥"
         bound = f"{sign} {amount(self.bound, self.unit)}"
         try:
@@ -88,7 +88,7 @@ def _last(find: Callable[[Records], Series]) -> Callable[[Records], float]:
     return lambda records: find(records).longest
 
 
-CROWD = "10,000 waiters, 1,000 ends a second: "
+CROWD = "10,000 waiters, 1,000 tasks end a second: "
 
 TARGETS = (
     Target(
@@ -118,7 +118,7 @@ TARGETS = (
     ),
     Target("memory of a waiter", 3_000, "B", _memory),
     Target(
-        "queries of 1,000 watchers of progress, to those of one", 1.2, "x", _watchers
+        "queries for 1,000 watchers of one task, vs one watcher", 1.2, "x", _watchers
     ),
     Target(
         "abort() from a web process: round trips",
@@ -151,7 +151,7 @@ TARGETS = (
         *(0.005, "s", _median(_stop("prefork", ours.BODIES["wait"]))),
     ),
     Target(
-        "500 coroutines in one process, one bulk request: the last stops",
+        "500 coroutines in one process, one bulk request: the last one stops",
         *(1, "s", _last(_stop("threads", ours.BODIES["crowd"]))),
     ),
 )

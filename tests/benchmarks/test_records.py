@@ -8,7 +8,8 @@ from . import report
 from .records import Records, load, percentile, thinned
 from .targets import TARGETS
 
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "benchmarks"
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,13 @@ def test_recorded_run_is_what_the_docs_show(tmp_path: Path) -> None:
 
     for path in tmp_path.glob("*.md"):
         assert path.read_text() == (DOCS / path.name).read_text()
+
+
+def test_readme_shows_the_recorded_run() -> None:
+    """The README's table is that of the recorded run, and the report replaces it."""
+    readme = (ROOT / "README.md").read_text()
+    records = load(DOCS / "recorded.json")
+
+    assert report.summary(records) in readme
+    assert report.with_summary(readme, records) == readme
+    assert report.with_summary(readme, Records()) != readme

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import anyio
@@ -18,7 +18,7 @@ import psycopg
 
 from .completer import NAME, Completer, completer
 from .peers import asking, contrib, limit, ours
-from .place import Observer, Place, observer
+from .place import Place, observer
 from .stalls import Stalls, stalls
 
 SUBJECT = "waiting"
@@ -67,7 +67,7 @@ CONTENDERS = (
 
 @dataclass(frozen=True)
 class Case:
-    """How many wait, for tasks of which so many end a second, for so many seconds."""
+    """The number of waiters, the tasks that end a second, and the seconds."""
 
     waiters: int
     rate: int
@@ -122,6 +122,14 @@ async def _wait(place: Place, dsn: str, contender: Contender, case: Case) -> Non
     add("transactions", name, [asked / crowd.took], unit="/s")
 
 
+class ConnectionCounter(Protocol):
+    """Counts the connections of the waiting clients."""
+
+    async def connections(self, without: str) -> int:
+        """Return how many there are, *without* those of one application."""
+        ...
+
+
 class Crowd:
     """Those who wait, for tasks that end at a rate."""
 
@@ -137,7 +145,9 @@ class Crowd:
         self.cpu = 0.0
         self.took = 0.0
 
-    async def wait(self, wait: Wait, ending: Completer, observed: Observer) -> None:
+    async def wait(
+        self, wait: Wait, ending: Completer, observed: ConnectionCounter
+    ) -> None:
         """Wait, until all is over."""
         # What was there before is not looked through again and again, as in a server
         # that does this after its start.

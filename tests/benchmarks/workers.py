@@ -65,7 +65,7 @@ async def celery_worker(
 
 
 async def until_marked(process: "Program", board: Board, key: str) -> None:
-    """Return when the process is ready, of which a task with *key* tells."""
+    """Return when the process is ready, as a task with *key* reports."""
     ready = asyncio.create_task(board.marked(key, "ready"))
     died = asyncio.create_task(process.process.wait())
     await asyncio.wait((ready, died), return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,11 @@
-"""The reader of a page, who has a database and a folder of their own."""
+"""The reader of a page, with a database and a folder of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.databases import celery_url
 
 from .reader import Reader
 
@@ -13,9 +15,8 @@ def reader(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     empty_dsn: str,
-    celery_url: Callable[[str], str],
 ) -> Iterator[Reader]:
-    """Follows the ``PAGE`` of the test's module, and must have used all of it."""
+    """Follow the ``PAGE`` of the test's module; fail if an example was not used."""
     reader = Reader(request.module.PAGE, tmp_path, empty_dsn, celery_url(empty_dsn))
     yield reader
     reader.stop_worker()

@@ -7,22 +7,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-#: The pages by their names, which are their paths in the repository.
+#: The pages by their paths in the repository.
 PAGES = {
     str(path.relative_to(ROOT)): path
     for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
 
-#: Blocks in these languages are run, wherever they stand.
+#: Blocks in these languages are run on every page.
 RUN = {"console", "ini", "python", "sql"}
 
 _FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r"# (\w+\.(?:py|ini))\b(.*)")
+_FILE = re.compile(r"# ([\w/]+\.(?:py|ini))\b(.*)")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One example of a page; *line* is where it stands."""
+    """One example of a page, which begins at *line*."""
 
     line: int
     language: str
@@ -30,19 +30,19 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name of the file that it says it is, in a comment on its first line."""
+        """The file name in the comment on its first line."""
         name = _FILE.match(self.text)
         return name[1] if name else None
 
     @property
     def is_continued(self) -> bool:
-        """Whether it goes on with the file of an earlier block."""
+        """Whether it is appended to the file of an earlier block."""
         name = _FILE.match(self.text)
         return name is not None and "continued" in name[2]
 
 
 def blocks_of(page: str) -> list[Block]:
-    """Return the page's examples that are to be run."""
+    """Return the examples of the page that a test must run."""
     text = PAGES[page].read_text()
     return [
         Block(

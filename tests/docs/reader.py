@@ -1,9 +1,9 @@
-"""Somebody who reads a page and does what it says, step by step.
+"""A reader, who follows a page step by step.
 
-A block of Python that begins with ``# name.py`` is a file of a project, and
-``# name.py, continued`` goes on with it. A block of SQL is run by the owner of the
-database. A ``console`` block is commands and what they print, where ``…`` stands for
-what differs from run to run. ``celery … worker`` runs until ``^C``.
+A block of Python that begins with ``# name.py`` is a file of a project;
+``# name.py, continued`` is appended to that file, which may be one that a command made. The owner of the database runs
+blocks of SQL. A ``console`` block has commands and their output, where ``…`` stands
+for any text. ``celery … worker`` runs until ``^C``, in a terminal of its own.
 """
 
 import os
@@ -11,29 +11,21 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
 
-from .pages import ROOT, Block, blocks_of
+from tests.support.brokers import FOLDER_TRANSPORT, folder_broker
+from tests.support.programs import block_until_started
+from tests.support.waiting import BOUND
 
-#: Seconds that one command may take on a busy machine.
-BOUND = 60.0
+from .pages import Block, blocks_of
 
-#: Seconds that a worker may take to stop when no task runs.
-STOP_BOUND = 20.0
+#: Options of every worker, beside those on the page.
+QUIET = "--without-gossip --without-mingle --without-heartbeat"
 
-PAUSE = 0.01
-
-#: Where the broker is that is a folder.
-PROJECT = ROOT / "tests/acceptance/project"
-
-#: What a worker is started with besides what the page says.
-QUIET = "--hostname=reader@%h --without-gossip --without-mingle --without-heartbeat"
-
-#: Written for the first line, so that it is known which files were used.
+#: Replaces the first line of a file, and records that the file was used.
 NOTE_USE = "__import__('pathlib').Path(__file__ + '.used').touch()"
 
 
@@ -44,9 +36,9 @@ class Reader:
         self.folder = folder
         self.dsn = dsn
         self.files: dict[str, str] = {}
-        #: Put in the place of what the page says, everywhere.
+        #: Texts of the page, with those that replace them everywhere.
         self.replaced: dict[str, str] = {}
-        #: Written at the end of proj.py: where things are on this machine.
+        #: Appended to proj.py: the addresses of this test.
         self.settings: dict[str, object] = _settings(folder, celery_url)
         self.variables: dict[str, str] = {}
         self._page = page
@@ -55,13 +47,13 @@ class Reader:
         self._status = 0
 
     def follow(self, *, until: str = "") -> None:
-        """Do what the page says, up to the first block that has *until* in it."""
+        """Do all blocks, or those before the first one that contains *until*."""
         while self._todo and not (until and until in self._todo[0].text):
             self.do(self._todo.pop(0))
         assert self._todo or not until, f"{self._page} has no {until!r}"
 
     def do(self, block: Block) -> None:
-        """Do what one block says."""
+        """Do one block: write its file, or run its commands or statements."""
         where = f"{self._page}:{block.line}"
         text = block.text
         for written, real in self.replaced.items():
@@ -76,8 +68,10 @@ class Reader:
             self._write(block.file, text, is_continued=block.is_continued)
 
     def give(self, name: str, text: str) -> None:
-        """Have a file that the page does not show."""
-        (self.folder / name).write_text(self._program(name, text))
+        """Write a file that the page does not show."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(self._program(name, text))
 
     def run(self, command: str) -> str:
         """Run a command in the folder; return what it prints, errors included."""
@@ -89,7 +83,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=BOUND,
+            timeout=4 * BOUND,
             check=False,
         )
         self._status = done.returncode
@@ -108,11 +102,7 @@ class Reader:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + BOUND
-        while " ready." not in (said := log.read_text()):
-            assert self._worker.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(PAUSE)
+        block_until_started(self._worker, lambda: " ready." in log.read_text(), log)
 
     def stop_worker(self) -> str:
         """Stop the worker, if there is one; return its log."""
@@ -121,7 +111,7 @@ class Reader:
         worker, self._worker = self._worker, None
         worker.send_signal(signal.SIGINT)
         try:
-            worker.wait(STOP_BOUND)
+            worker.wait(BOUND)
         finally:
             worker.kill()
             worker.wait()
@@ -139,15 +129,17 @@ class Reader:
         ]
 
     def _write(self, name: str, text: str, *, is_continued: bool) -> None:
-        if is_continued:
-            self.files[name] += text
-        else:
-            self.files[name] = text
-        program = self.files[name]
-        if name.endswith(".py"):
-            # In the place of the comment, so that the numbers of lines are right.
-            program = re.sub("^# .*", NOTE_USE, program, count=1)
-        self.give(name, program)
+        begun = self.files.get(name)
+        if is_continued and begun is not None:
+            text = begun + text
+        elif name.endswith(".py"):
+            # It replaces the comment, so that line numbers stay right.
+            text = re.sub("^# .*", NOTE_USE, text, count=1)
+            if is_continued:
+                # A command of the page has made the file.
+                text = (self.folder / name).read_text() + text
+        self.files[name] = text
+        self.give(name, text)
 
     def _program(self, name: str, text: str) -> str:
         if name != "proj.py":
@@ -174,38 +166,29 @@ class Reader:
 
     def _environment(self) -> Mapping[str, str]:
         programs = Path(sys.executable).parent
+        # A run against a source tree puts that tree into PYTHONPATH.
+        paths = [str(FOLDER_TRANSPORT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(PROJECT),
-            # As wide as pytest thinks that a terminal is.
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            # The width that pytest assumes for a terminal.
             "COLUMNS": "80",
         }
-        # Set where the tests of an installed package run; readers do not set it.
+        # nox sets it to test the installed package; a reader does not.
         environment.pop("PYTHONSAFEPATH", None)
         return environment | self.variables
 
 
 def matches(wanted: str, printed: str) -> bool:
-    """Whether *printed* is what the page shows, where ``…`` stands for anything."""
+    """Whether *printed* matches the page, where ``…`` stands for any text."""
     wanted, printed = (re.sub("  +", "  ", text.strip()) for text in (wanted, printed))
     pattern = ".*?".join(map(re.escape, wanted.split("…")))
     return re.fullmatch(pattern, printed, re.DOTALL) is not None
 
 
 def _settings(folder: Path, celery_url: str) -> dict[str, object]:
-    queue, processed = folder / "broker/queue", folder / "broker/processed"
-    queue.mkdir(parents=True)
-    processed.mkdir()
     return {
-        "broker_url": "folder://",
-        "broker_transport_options": {
-            "control_folder": str(folder / "broker/control"),
-            "data_folder_in": str(queue),
-            "data_folder_out": str(queue),
-            "polling_interval": PAUSE,
-            "processed_folder": str(processed),
-            "store_processed": True,
-        },
+        **folder_broker(folder / "broker"),
         "result_backend": celery_url,
         "worker_enable_remote_control": False,
     }

@@ -1,79 +1,89 @@
-"""Views of Django's that abort tasks."""
+"""A Django project: from startproject to a task that is cancelled."""
 
 import json
 
+from tests.support.django_project import databases_of
+
 from .reader import Reader
+from .servers import serving
 
 PAGE = "docs/how-to/django.md"
 
-PROJECT = """
-from celery import Celery
-app = Celery("proj")
+BROKER = 'CELERY_BROKER_URL = "redis://localhost"'
+
+#: What the page shows of DATABASES.
+ADDRESS = """        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": "localhost",
 """
 
-#: The user's own knowledge of whose task it is.
-JOBS = "async def is_owner(user, task_id): return task_id != 'foreign'"
+#: Shows what the async views and the admin's action answer to the owner of a job.
+DRIVER = """
+import asyncio, json, os
 
-DJANGO = """
-import asyncio, json
-
+os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
 import django
-from django.conf import settings
-from django.test import AsyncClient
-from django.utils.decorators import async_only_middleware
-
-class Alice:
-    def get_username(self):
-        return "alice"
-
-@async_only_middleware
-def logged_in(get_response):
-    async def auser():
-        return Alice()
-
-    async def middleware(request):
-        request.auser = auser
-        return await get_response(request)
-
-    return middleware
-
-settings.configure(
-    ROOT_URLCONF="urls",
-    ALLOWED_HOSTS=["*"],
-    MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware", "__main__.logged_in"],
-)
 django.setup()
+from django.conf import settings
+settings.ALLOWED_HOSTS = ["*"]
+from django.contrib.auth.models import User
+from django.test import AsyncClient, Client
+from aioabort import sync
+from jobs.models import Job
+from jobs.services import remove
+from jobs.tasks import index
+
+alice = User.objects.get()
+index.backend.store_result("ended", 1, "SUCCESS")
+jobs = [Job.objects.create(task_id=name, user=alice) for name in ("a", "b", "ended")]
+foreign = Job.objects.create(task_id="foreign", user=User.objects.create_user("eve"))
 
 async def main():
-    from proj import app
     client = AsyncClient()
-    asked = await client.post("/tasks/a/", {"reason": "why"})
-    told = await client.get("/tasks/a/")
-    foreign = await client.post("/tasks/foreign/")
-    forged = await AsyncClient(enforce_csrf_checks=True).post("/tasks/b/")
-    await asyncio.to_thread(lambda: app.backend.store_result("c", 1, "SUCCESS"))
-    late = await client.post("/tasks/c/")
-    stream = await client.get("/tasks/c/events")
+    await client.aforce_login(alice)
+    answers = [
+        (await client.post(f"/jobs/{name}/cancel-async")).status_code
+        for name in ("a", "ended", "foreign")
+    ]
+    stream = await client.get("/jobs/ended/events")
     events = b"".join([part async for part in stream.streaming_content])
-    print(json.dumps({
-        "statuses": [r.status_code for r in (asked, told, foreign, forged, late)],
-        "request": told.json()["request"],
-        "events": events.decode(),
-    }))
+    return answers, events.decode()
 
-asyncio.run(main())
+answers, events = asyncio.run(main())
+remove(jobs[1])
+admin = Client()
+admin.force_login(alice)
+jobs = admin.get("/admin/jobs/job/").content.decode()
+print(json.dumps({
+    "answers": answers,
+    "events": events,
+    "removed": sync.snapshot("b").request.reason,
+    "is offered": "abort_selected_tasks" in jobs,
+}))
 """
 
 
 def test_django(reader: Reader) -> None:
-    """The views abort, tell and stream, for the owner and with Django's own checks."""
-    reader.give("proj.py", PROJECT)
-    reader.give("jobs.py", JOBS)
-    reader.follow()
-    reader.give("driver.py", DJANGO)
-    printed = json.loads(reader.run("python -W ignore driver.py"))
+    """Curl's user cancels a task, and the async views and the admin answer as well."""
+    reader.replaced = {
+        BROKER: "\n".join(
+            f"CELERY_{key.upper()} = {reader.settings[key]!r}"
+            for key in ("broker_url", "broker_transport_options")
+        ),
+        ADDRESS: repr(databases_of(reader.dsn)["default"])[1:-1] + ",\n",
+        'app = Celery("mysite")': 'import folder_broker\napp = Celery("mysite")',
+    }
+    reader.follow(until="curl")
+    server = ("django", "runserver", "--noreload", "--settings=mysite.settings")
+    with serving(reader, *server, "{port}") as address:
+        reader.replaced["localhost:8000"] = address
+        reader.follow(until="cancel-async")
+    reader.follow(until="manage.py test")
+    reader.give("driver.py", DRIVER)
+    printed = json.loads(reader.run("python -W ignore driver.py").splitlines()[-1])
 
-    assert printed["statuses"] == [202, 200, 404, 403, 409]
-    assert printed["request"]["requested_by"] == "alice"
-    assert printed["request"]["reason"] == "why"
-    assert printed["events"].startswith('data: {"task_id": "c", "state": "SUCCESS"')
+    assert printed["answers"] == [202, 409, 404]
+    assert printed["events"].startswith('data: {"task_id": "ended", "state": "SUCCESS"')
+    assert printed["removed"] == "job removed"
+    assert printed["is offered"]
+    reader.follow()

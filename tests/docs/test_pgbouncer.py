@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.integration.test_poolers import PGBOUNCER, running_bouncer
+from tests.support.pgbouncer import needs_pgbouncer, running_pgbouncer
 
 from .reader import Reader
 
 PAGE = "docs/how-to/pgbouncer.md"
 
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+pytestmark = needs_pgbouncer
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def empty_dsn(dsn: str) -> str:
 
 def test_pooler(reader: Reader) -> None:
     """The client polls, and is notified when it has a direct address."""
-    with running_bouncer(reader.dsn, "transaction") as bouncer:
+    with running_pgbouncer(reader.dsn, "transaction") as bouncer:
         reader.replaced["postgresql://app@pgbouncer:6432/app"] = bouncer.dsn
         reader.replaced["postgresql://app@db/app"] = reader.dsn
         reader.follow()

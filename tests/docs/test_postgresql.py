@@ -1,9 +1,8 @@
 """The table, roles with the least privilege, and failover, on a server of their own."""
 
 import asyncio
-import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -13,10 +12,12 @@ from sqlalchemy.exc import DatabaseError
 
 from aioabort import AbortClient, StoreError
 from aioabort.postgres.pool import open_pool
-from aioabort.postgres.store import open_store
+from aioabort.postgres.request_store import open_request_store
 from aioabort.settings import read_settings
 from aioabort.testing.postgres import throwaway_postgres
-from aioabort.worker.agent import stop_agents
+from aioabort.worker.agent.agent import stop_agents
+from tests.support.databases import celery_url
+from tests.support.programs import free_port
 
 from .pages import blocks_of
 from .reader import Reader
@@ -37,7 +38,7 @@ def stopping(self):
     self.raise_if_aborted()
 """
 
-#: The whole way of an abort.
+#: Sends a task, aborts it and awaits its end.
 ROUND = """
 import asyncio
 from aioabort import AbortClient, TaskAborted
@@ -57,7 +58,7 @@ async def main():
 asyncio.run(main())
 """
 
-#: What those do who only connect.
+#: Aborts any id.
 CONNECT = """
 import asyncio
 from aioabort import AbortClient
@@ -71,16 +72,14 @@ asyncio.run(main())
 """
 
 
-#: What the page grants to those who do more than their side has to.
+#: In privileges that only some clients and workers need.
 MORE_RIGHTS = ("GRANT DELETE", "tasksetmeta")
 
 
 @pytest.fixture
 def port() -> int:
-    """A port that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that no program listens on."""
+    return free_port()
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def as_role(role: str, url: str) -> str:
     return url.replace("postgres@", f"{role}@")
 
 
-def test_page(reader: Reader, celery_url: Callable[[str], str], port: int) -> None:
+def test_page(reader: Reader, port: int) -> None:
     """The roles can do what they are for, with the rights of the page."""
 
     def become(role: str) -> None:
@@ -120,7 +119,7 @@ def test_page(reader: Reader, celery_url: Callable[[str], str], port: int) -> No
     reader.follow()
     assert reader.run("python connect.py") == "requested\n"
     become("app_worker")
-    assert reader.run("celery -A proj aioabort cleanup") == "0 requests deleted\n"
+    assert reader.run("celery -A proj aioabort cleanup") == "0 abort requests deleted\n"
     assert reader.run("celery -A proj call celery.backend_cleanup")
     cleanup = "python -c 'from proj import app; app.backend.cleanup()'"
     assert reader.run(cleanup) == ""
@@ -128,9 +127,7 @@ def test_page(reader: Reader, celery_url: Callable[[str], str], port: int) -> No
 
 @pytest.mark.parametrize("backend", ["db+postgresql+psycopg", "aioabort+postgresql"])
 @pytest.mark.parametrize("role", ["app_web", "app_worker"])
-def test_no_right_is_too_many(
-    empty_dsn: str, celery_url: Callable[[str], str], role: str, backend: str
-) -> None:
+def test_no_right_is_too_many(empty_dsn: str, role: str, backend: str) -> None:
     """Without any one of the rights that the page grants, something fails.
 
     Which result backend stores makes no difference.
@@ -180,7 +177,7 @@ def is_able(role: str, app: Celery) -> bool:
             raise
         return False
     finally:
-        # Else the next one would find the connection, and what is known of it.
+        # Otherwise the next check would use the cached connection and its state.
         stop_agents()
     return True
 
@@ -202,14 +199,14 @@ async def serve(app: Celery) -> None:
     for state in ("STARTED", "PROGRESS"):
         await asyncio.to_thread(app.backend.store_result, "some-id", None, state)
     settings = read_settings(app)
-    async with open_pool(settings.dsn, max_size=1) as pool:
-        store = await open_store(pool, settings)
+    async with open_pool(settings.dsn, 1, settings.timing) as pool:
+        store = await open_request_store(pool, settings)
         # As it does for an abort of Flower's.
-        await store.request(["some-id"])
-        request = (await store.observe(["some-id"]))["some-id"].request
+        await store.request_aborts(["some-id"])
+        request = (await store.read_aborts(["some-id"]))["some-id"].request
         assert request is not None
-        await store.record_seen([request], [0.0], "somebody")
+        await store.record_seen([request], [0.0], "a worker")
         await store.claim_kill(request)
         await store.claim_overdue_kills(0)
         await store.record_outcomes([request], ["aborted"], [0.0])
-        await store.hint_clients(["some-id"])
+        await store.notify_clients(["some-id"])

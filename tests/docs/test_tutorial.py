@@ -6,5 +6,5 @@ PAGE = "docs/tutorial.md"
 
 
 def test_tutorial(reader: Reader) -> None:
-    """Whoever does what it says sees what it shows."""
+    """Its commands print what it shows."""
     reader.follow()

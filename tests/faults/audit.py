@@ -1,11 +1,14 @@
-"""The audit: what became of each single request, and how late it was seen."""
+"""The audit: how each single request ended, and how late it was seen."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .load import Item
-from .postgres import query
+from celery import Celery
+
+from tests.support.databases import query
+
+from .items import Item
 from .workers import Page
 
 ROWS = """
@@ -22,7 +25,7 @@ STATES = {
     # REVOKED: the broker delivered it again, Celery wrote STARTED over FAILURE, and the
     # second run was stopped before its body.
     "failed": {"FAILURE", "REVOKED"},
-    "killed": {"REVOKED", "FAILURE"},
+    "killed": {"REVOKED"},
     "unkillable": {"SUCCESS", "FAILURE", "REVOKED"},
     "too_late": {"SUCCESS", "FAILURE", "REVOKED"},
 }
@@ -50,13 +53,20 @@ class Audit:
     #: Seconds from the end of the fault to the moment when a task saw a request that
     #: was made before.
     longest_after: float = 0.0
-    #: Seconds from a request that was made after the fault to that moment.
-    longest_delay: float = 0.0
+    #: Seconds from each request that was made after the fault to that moment.
+    delays: list[float] = field(default_factory=list)
+    #: Seconds from each call of ``abort()`` until it had returned.
+    aborts: list[float] = field(default_factory=list)
     seconds: float = 0.0
     #: The ids of tasks whose message the broker has lost.
     undelivered: list[str] = field(default_factory=list)
     #: What the sender had to try again, and how often.
     troubles: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def longest_delay(self) -> float:
+        """The longest delay of a request that was made after the fault."""
+        return max(self.delays, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,13 @@ class Case:
     #: From when on nothing was in the way of the request.
     visible: float
 
-    def problem(self, bound: float, *, loses_results: bool) -> str | None:
+    def problem(
+        self, bound: float, *, loses_results: bool, is_final: bool
+    ) -> str | None:
         """Return what is wrong with it, if anything is."""
         return (
             self._of_waits()
+            or (self._of_finals() if is_final else None)
             or self._of_request(loses_results=loses_results)
             or self._of_looks(bound)
         )
@@ -88,6 +101,13 @@ class Case:
             return f"a finished task was {self.item.receipt.state}"
         return None
 
+    def _of_finals(self) -> str | None:
+        ending = str(self.item.ending)
+        for what, status in {"value": "SUCCESS", "error": "FAILURE"}.items():
+            if ending.startswith(what) and self.status != status:
+                return "LOST: what a wait returned was replaced"
+        return None
+
     def _of_request(self, *, loses_results: bool) -> str | None:
         if not self.item.is_asked:
             return None
@@ -95,7 +115,11 @@ class Case:
             return "LOST: no row"
         if self.outcome is None:
             return "LOST: never settled"
-        if self.status not in STATES[self.outcome] and not loses_results:
+        if self.item.grace is not None and self.outcome in {"returned", "unkillable"}:
+            return "LOST: not killed"
+        # A task that is ignored stores no result.
+        is_stored = not loses_results and self.item.ending != "ResultMissing"
+        if is_stored and self.status not in STATES[self.outcome]:
             return "status and outcome do not agree"
         return None
 
@@ -104,7 +128,7 @@ class Case:
             return None
         in_vain = max(self.page.in_vain, default=0) - self.visible
         if in_vain > bound:
-            return f"LOST: looked in vain {in_vain:.3f} s later"
+            return f"LOST: a check {in_vain:.3f} s later saw nothing"
         begun = max(self.page.begun, default=0) - self.visible
         if begun > bound:
             return f"LOST: the body began {begun:.3f} s later"
@@ -134,13 +158,17 @@ def audit(
     fault: Fault,
     bound: float,
     *,
+    results_in: Celery | None = None,
+    is_final: bool = False,
     loses_results: bool = False,
     loses_messages: bool = False,
 ) -> Audit:
-    """Return what became of *items*; a look may be in vain for *bound* seconds.
+    """Return the verdicts on *items*; checks may see nothing for *bound* seconds.
 
-    *loses_results*: Celery may have, so that its row tells nothing. *loses_messages*:
-    the broker may have, so that nobody has run the task that settles the request.
+    *results_in*: an app with another result backend. *is_final*: no later run replaces
+    what a wait has returned. *loses_results*: Celery may have, so that its row tells
+    nothing. *loses_messages*: the broker may have, so that no worker ran the task that
+    settles the request.
     """
     items = list(items)
     rows = {
@@ -151,12 +179,18 @@ def audit(
     for item in items:
         page = pages.get(item.task_id) or Page()
         visible = max(item.committed, fault.over)
-        case = Case(item, page, *rows[item.task_id], visible)
+        status, outcome, has_request = rows[item.task_id]
+        if results_in is not None:
+            status = results_in.backend.get_state(item.task_id)
+        case = Case(item, page, status, outcome or item.outcome, has_request, visible)
+        result.aborts.append(item.committed - item.asked)
         if item.is_asked:
             _count(result, case)
         if loses_messages and case.outcome is None and case.is_undelivered:
             result.undelivered.append(item.task_id)
-        elif problem := case.problem(bound, loses_results=loses_results):
+        elif problem := case.problem(
+            bound, loses_results=loses_results, is_final=is_final
+        ):
             result.losses.append(f"{problem}: {case}")
     return result
 
@@ -166,5 +200,5 @@ def _count(result: Audit, case: Case) -> None:
     result.outcomes[str(case.outcome)] += 1
     if case.item.committed < result.fault.over:
         result.longest_after = max(result.longest_after, case.delay)
-    else:
-        result.longest_delay = max(result.longest_delay, case.delay)
+    elif case.delay:
+        result.delays.append(case.delay)

@@ -9,17 +9,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from celery import Celery
 from kombu import pools
 
-from aioabort import AbortClient
+from tests.support.databases import create_tables_async, query
+from tests.support.full_queue import SMALL_QUEUE
 
 from . import leaks
-from .postgres import Postgres, Programs, query
+from .postgres import Postgres, Programs
 from .processes import Redis
 from .report import report
 from .rounds import SIZES, Arena
-from .workers import BROKERS, Diary, Place, Worker
+from .workers import Diary, Place, Worker, folder_transport
 
 ARENA = pytest.StashKey[Arena]()
 
@@ -31,6 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--soak", nargs="?", const=3600.0, type=float, help="a steady load, seconds"
     )
+    group.addoption("--walk", type=float, help="a random walk, seconds")
+    group.addoption(
+        "--other-python", default=sys.executable, help="of every second worker"
+    )
     group.addoption("--record", type=Path, help="write the report there, too")
     group.addoption("--seed", default=6, type=int, help="of the load")
 
@@ -38,9 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Run the soak alone, and only when asked for."""
-    soaks = config.getoption("soak") is not None
-    others = [item for item in items if ("test_soak" in item.nodeid) != soaks]
+    """Run the soak and the walk alone, and only when asked for."""
+    alone = {name for name in ("soak", "walk") if config.getoption(name) is not None}
+
+    def is_wanted(item: pytest.Item) -> bool:
+        name = item.path.stem.removeprefix("test_")
+        return name in alone if alone else name not in {"soak", "walk"}
+
+    others = [item for item in items if not is_wanted(item)]
     items[:] = [item for item in items if item not in others]
     config.hook.pytest_deselected(items=others)
 
@@ -68,7 +77,7 @@ def arena(
     (folder / "postgres").mkdir()
     programs = Programs(folder / "programs")
     # A queue of notifications that can be filled, where its size can be set.
-    small = {"max_notify_queue_pages": "64"} if programs.version >= 17 else {}
+    small = SMALL_QUEUE if programs.version >= 17 else {}
     postgres = Postgres(programs, folder / "postgres", small)
     redis = None
     if Redis.is_installed():
@@ -79,7 +88,12 @@ def arena(
         programs=programs,
         postgres=postgres,
         redis=redis,
-        place=Place(folder, _broker(folder, redis), Diary(folder)),
+        place=Place(
+            folder,
+            _broker(folder, redis),
+            Diary(folder),
+            pytestconfig.getoption("other_python"),
+        ),
         size=SIZES["quick" if pytestconfig.getoption("quick") else "full"],
         seed=pytestconfig.getoption("seed"),
     )
@@ -126,39 +140,21 @@ async def _stop(arena: Arena) -> None:
         if arena.redis is not None:
             stack.push_async_callback(arena.redis.stop)
         stack.callback(lambda: arena.leaks.extend(leaks.of_connections(arena.postgres)))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
         for worker in arena.workers:
-            stack.push_async_callback(worker.stop)
+            group.create_task(worker.stop())
 
 
 async def create_database(postgres: Postgres, name: str) -> None:
     """Create a database with Celery's tables and aioabort's."""
     query(postgres.dsn(), f"CREATE DATABASE {name}")
-    app = Celery(name, broker="memory://", set_as_current=False)
-    dsn = postgres.dsn(name)
-    app.conf.result_backend = dsn.replace("postgresql:", "db+postgresql+psycopg:")
-    app.backend.ResultSession().close()
-    async with AbortClient(app):
-        app.close()
+    await create_tables_async(postgres.dsn(name))
 
 
 def _broker(folder: Path, redis: Redis | None) -> dict[str, Any]:
     if redis is not None:
         return {"broker_url": redis.url}
-    # For publishing; the workers have a path of their own.
-    sys.path.append(str(BROKERS))
-    __import__("folder_broker")
-    paths = {key: str(folder / key) for key in ("control", "queue", "processed")}
-    for path in paths.values():
-        Path(path).mkdir()
-    options = {
-        "control_folder": paths["control"],
-        "data_folder_in": paths["queue"],
-        "data_folder_out": paths["queue"],
-        "polling_interval": 0.01,
-        "processed_folder": paths["processed"],
-        "store_processed": True,
-    }
-    return {"broker_url": "folder://", "broker_transport_options": options}
+    return folder_transport(folder)
 
 
 def pytest_terminal_summary(

@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .postgres import Postgres, query
+from tests.support.databases import query
+
+from .postgres import Postgres
 from .processes import usage
 from .rounds import HALVES, Arena
 
@@ -59,7 +61,7 @@ def of_rows(dsn: str) -> Iterator[str]:
 
 
 def of_connections(postgres: Postgres) -> Iterator[str]:
-    """Yield the connections that are open when nobody is left."""
+    """Yield the connections that stay open after all have closed theirs."""
     left = postgres.query(
         "SELECT application_name, query FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"

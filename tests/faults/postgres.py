@@ -5,16 +5,15 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-import psycopg
-from psycopg.rows import tuple_row
 
 from aioabort.testing import postgres as launcher
+from tests.support.databases import query
+from tests.support.programs import free_port, spawn, until_started
 
-from .processes import becomes_true, ended, free_port, spawn
+from .processes import ended
 
 #: How PostgreSQL's documentation calls them.
 SMART, FAST, IMMEDIATE = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
@@ -42,13 +41,13 @@ class Programs:
         for above in (folder, *folder.parents[:2]):
             if self.account and above.stat().st_uid == os.geteuid():
                 above.chmod(above.stat().st_mode | 0o055)
-        launcher._give(folder, self.account)
+        launcher._change_owner(folder, self.account)
 
-    @property
+    @cached_property
     def version(self) -> int:
         """The major version."""
         shown = subprocess.check_output([self.folder / "postgres", "--version"])
-        return launcher._numbers(Path(shown.decode()))[0]
+        return launcher._version_of(Path(shown.decode()))[0]
 
     def run(self, program: str, *arguments: str | Path) -> None:
         """Run *program* to its end."""
@@ -81,7 +80,7 @@ class Postgres:
         self._data = folder / "data"
         self._settings = {**SETTINGS, **settings, "port": str(self.port)}
         self._process: subprocess.Popen[bytes] | None = None
-        launcher._give(folder, programs.account)
+        launcher._change_owner(folder, programs.account)
 
     def create(self) -> None:
         """Make it an empty server."""
@@ -99,25 +98,22 @@ class Postgres:
 
     async def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        status = self._data / "postmaster.pid"
+        status, log = self._data / "postmaster.pid", self._folder / "log"
         self._process = spawn(
             *(self.programs.folder / "postgres", "-D", self._data),
             *("-k", self._folder),
             *(f"-c{name}={value}" for name, value in self._settings.items()),
-            log=self._folder / "log",
+            log=log,
             dying=IMMEDIATE,
             cwd="/",
             env=os.environ | self.environment,
             **self.programs.identity(),
         )
-        process = self._process
 
         def is_ready() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError((self._folder / "log").read_text()[-2000:])
             return status.exists() and status.read_text().rstrip().endswith("ready")
 
-        await becomes_true(is_ready)
+        await until_started(self._process, is_ready, log)
 
     def ask_to_stop(self, how: int) -> None:
         """Begin a shutdown."""
@@ -160,15 +156,3 @@ class Postgres:
             for pid in pids:
                 if Path(f"/proc/{pid}").exists():
                     os.kill(pid, signal.SIGCONT)
-
-
-def query(dsn: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """Run one statement, on a connection of its own; return its rows, if any."""
-    with psycopg.connect(dsn, autocommit=True, row_factory=tuple_row) as connection:
-        cursor = connection.execute(statement, values)
-        return cursor.fetchall() if cursor.description else []
-
-
-def celery_url(dsn: str) -> str:
-    """Return *dsn* as the URL of Celery's result backend."""
-    return urlsplit(dsn)._replace(scheme="db+postgresql+psycopg").geturl()

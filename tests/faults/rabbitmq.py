@@ -5,14 +5,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .processes import becomes_true, ended, free_port, listens, spawn
+from tests.support.programs import free_port, listens, spawn, until_started
+from tests.support.waiting import BOUND
+
+from .processes import ended
 
 #: Where Debian keeps the program; what it puts into the path changes to an account of
 #: its own, with that account's folders.
 DEBIANS = "/usr/lib/rabbitmq/bin"
 
-#: Erlang takes its time.
-BOUND = 60.0
+#: Seconds; Erlang takes its time to stop.
+STOP_BOUND = 2 * BOUND
 
 
 class RabbitMQ:
@@ -40,18 +43,20 @@ class RabbitMQ:
         environment = os.environ | self._environment()
         if self._epmd is None:
             # The node would start one that outlives it.
-            self._epmd = spawn("epmd", log=self._folder / "epmd.log", env=environment)
-            await becomes_true(lambda: listens(self._epmd_port))
+            log = self._folder / "epmd.log"
+            self._epmd = spawn("epmd", log=log, env=environment)
+            await until_started(self._epmd, lambda: listens(self._epmd_port), log)
         program = self.program()
         assert program is not None
-        self._process = spawn(program, log=self._folder / "log", env=environment)
-        await becomes_true(lambda: listens(self._port), BOUND)
+        log = self._folder / "log"
+        self._process = spawn(program, log=log, env=environment)
+        await until_started(self._process, lambda: listens(self._port), log)
 
     async def stop(self) -> None:
         """Stop it, its queues written."""
         if self._process is not None:
             self._process.terminate()
-            await ended(self._process, BOUND)
+            await ended(self._process, STOP_BOUND)
             self._process = None
 
     def remove(self) -> None:

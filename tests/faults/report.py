@@ -1,11 +1,12 @@
 """The report: faults survived, requests audited, lost, and the longest delay."""
 
 import platform
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from aioabort.watcher import SLOWER_WHEN_NOTIFIED
+from aioabort.poller import SLOWER_WHEN_NOTIFIED
 
 from .rounds import Arena
 from .workers import POLL_INTERVAL
@@ -18,13 +19,21 @@ PROMISED_UNTOLD = POLL_INTERVAL * SLOWER_WHEN_NOTIFIED * 1.2 + 1
 HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>8}{'took':>7}"
 
 
+def pythons(arena: Arena) -> str:
+    """Return the versions of Python that the workers run on, by turns."""
+    show = "import platform; print(platform.python_version())"
+    command = [arena.place.other_python, "-c", show]
+    other = subprocess.check_output(command, text=True).strip()
+    return " and ".join(sorted({platform.python_version(), other}))
+
+
 def report(arena: Arena) -> Iterator[str]:
     """Yield the report's lines."""
     audits = arena.audits
     packages = ("aioabort", "celery", "kombu", "asyncpg")
     yield ", ".join(
         [
-            f"Python {platform.python_version()}",
+            f"Python {pythons(arena)}",
             f"PostgreSQL {arena.programs.version}",
             *(f"{name} {version(name)}" for name in packages),
         ]
@@ -46,7 +55,7 @@ def report(arena: Arena) -> Iterator[str]:
     yield (
         f"{survived} of {len(audits)} faults survived, {requests:,} requests audited, "
         f"{lost} lost, longest delay after recovery {after:.2f} s "
-        f"(promised: {PROMISED:g} s, {PROMISED_UNTOLD:g} s if nobody could be notified)"
+        f"(promised: {PROMISED:g} s, {PROMISED_UNTOLD:g} s without notifications)"
     )
     yield "outcomes: " + ", ".join(
         f"{count:,} {outcome}" for outcome, count in outcomes.most_common()

@@ -1,26 +1,32 @@
 """A round: a load, a fault in the middle of it, and the audit of every task."""
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psycopg
 import pytest
 from celery import Celery
 
-from aioabort import AbortClient
+from aioabort import AbortClient, WaitTimeout
+from tests.support.databases import query
+from tests.support.waiting import until
 
 from .audit import Audit, Fault, audit
-from .load import CLEANING, KINDS, TICK, Load, clock
-from .postgres import Postgres, Programs, query
-from .processes import Redis, becomes_true, usage
+from .items import LONGEST_CLEANUP, Item, ItemMaker
+from .load import TICK, Load, clock
+from .postgres import Postgres, Programs
+from .processes import Redis, usage
 from .workers import POLL_INTERVAL, Diary, Place, Worker
 
-#: Seconds after which a look in vain, or a body that begins, is a lost abort. What is
-#: promised is the poll interval and one second; the rest is for busy machines.
-BOUND = 15.0
+#: Seconds after a request; a check that finds no abort later, or a body that begins later,
+#: is a lost abort. The poll interval and one second are promised; the rest is for busy
+#: machines.
+LATEST_CHECK = 15.0
 
 #: Seconds without the end of any wait, after the fault, after which the others hang.
 #: A worker that was away for long has a queue to work off.
@@ -63,11 +69,13 @@ class Size:
     rate: float
     calm: float
     fault: float
+    #: Seconds that tasks clean up, at most.
+    cleanup: float
 
 
 SIZES = {
-    "quick": Size(burst=60, rate=25, calm=0.7, fault=1.5),
-    "full": Size(burst=700, rate=30, calm=1.5, fault=5),
+    "quick": Size(burst=60, rate=25, calm=0.5, fault=1.5, cleanup=1),
+    "full": Size(burst=700, rate=30, calm=1.5, fault=5, cleanup=LONGEST_CLEANUP),
 }
 
 
@@ -132,37 +140,48 @@ async def run_round(
     dsn: str | None = None,
     client_app: Celery | None = None,
     share: float = 1.0,
-    kinds: Mapping[str, int] = KINDS,
-    cleaning: float = CLEANING,
+    is_local: bool = False,
+    is_final: bool = False,
+    results_in: Celery | None = None,
     loses_results: bool = False,
     loses_messages: bool = False,
+    **tasks: Any,
 ) -> Audit:
     """Run a round with *workers*, whose results are at *dsn*; fail for any loss.
 
     The requests are made through *client_app*, or as the first of the workers would.
-    *share* of the usual load is what they can take, of the *kinds*, and *cleaning* of
-    the tasks take their time to end. *loses_results*: as Celery may, or it stores those
-    of two deliveries of a task. *loses_messages*: as the broker may.
+    *share* of the usual load is what they can take; *tasks* are options of ItemMaker.
+    *is_local*: the fault is in the way of a few tasks only. *is_final*: no later run
+    replaces what a wait has returned. *results_in*: an app with another result backend.
+    *loses_results*: as Celery may, or it stores those of two deliveries of a task.
+    *loses_messages*: as the broker may.
     """
     workers = arena.workers if workers is None else workers
     size, start = arena.size, clock()
     queues = [arena.app(worker) for worker in workers]
     async with AbortClient(client_app or queues[0]) as client:
         chance = random.Random(f"{arena.seed} {name}")
-        load = Load(client, queues, arena.diary, chance, kinds=kinds, cleaning=cleaning)
+        tasks = {"longest_cleanup": size.cleanup} | tasks
+        maker = ItemMaker(queues, chance, **tasks)
+        burst, rate = round(size.burst * share), size.rate * share
+        limit = burst + round(rate * (size.calm + 2 * size.fault))
+        load = Load(client, arena.diary, maker, limit)
         arena.load = load
         with anyio.CancelScope() as hanging:
             async with anyio.create_task_group() as group:
-                burst, rate = round(size.burst * share), size.rate * share
                 group.start_soon(load.run, burst, rate)
                 await anyio.sleep(size.calm)
                 begun = clock()
                 await inject(size.fault)
-                fault = Fault(name, begun, clock())
+                fault = Fault(name, begun, begun if is_local else clock())
+                load.limit += round(rate * size.calm)
                 await anyio.sleep(size.calm)
                 load.stop()
                 await _ended(load, hanging)
-        await _settled(load, dsn or arena.dsn)
+        if results_in is not None:
+            await _ask_receipts(load)
+        else:
+            await _settled(load, dsn or arena.dsn)
     for queue in queues:
         queue.close()
     result = audit(
@@ -170,7 +189,9 @@ async def run_round(
         arena.diary.read(),
         dsn or arena.dsn,
         fault,
-        BOUND,
+        LATEST_CHECK,
+        results_in=results_in,
+        is_final=is_final,
         loses_results=loses_results,
         loses_messages=loses_messages,
     )
@@ -181,7 +202,9 @@ async def run_round(
     arena.load = None
     arena.baseline = arena.baseline or [usage(w.pid) for w in arena.workers]
     if result.losses:
-        pytest.fail("\n".join([f"{len(result.losses)} lost", *result.losses[:20]]))
+        logs = (f"{worker.name}:\n{worker.end_of_log}" for worker in workers)
+        losses = (f"{len(result.losses)} lost", *result.losses[:20])
+        pytest.fail("\n".join([*losses, *logs]))
     return result
 
 
@@ -196,12 +219,33 @@ async def _ended(load: Load, hanging: anyio.CancelScope) -> None:
         await anyio.sleep(TICK)
 
 
+async def _ask_receipts(load: Load) -> None:
+    """Note the outcomes that receipts say.
+
+    A request may be made for a task that has ended, if its result cannot be read: no
+    worker settles it, and the receipt derives the outcome from the final state.
+    """
+
+    async def ask(item: Item) -> None:
+        if item.is_asked and item.receipt is not None:
+            with suppress(WaitTimeout):
+                item.outcome = await item.receipt.settled(LATEST_CHECK)
+
+    async with anyio.create_task_group() as group:
+        for item in load.items:
+            group.start_soon(ask, item)
+
+
 async def _settled(load: Load, dsn: str) -> None:
     """Wait until every request is settled: that is recorded after the end is stored."""
-    asked = [item.task_id for item in load.items if item.is_asked]
+    # Those whose wait hangs are never settled.
+    asked = [
+        item.task_id for item in load.items if item.is_asked and item.ending is not None
+    ]
     try:
-        await becomes_true(
-            lambda: query(dsn, PENDING, asked) == [(0,)], 5 * POLL_INTERVAL + BOUND
+        await until(
+            lambda: query(dsn, PENDING, asked) == [(0,)],
+            5 * POLL_INTERVAL + LATEST_CHECK,
         )
     except TimeoutError:
         return  # the audit tells which
@@ -217,4 +261,4 @@ async def answers(dsn: str) -> None:
             return False
         return True
 
-    await becomes_true(asks)
+    await until(asks)

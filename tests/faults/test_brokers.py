@@ -20,6 +20,8 @@ OF_REDIS: dict[str, Any] = {
         "visibility_timeout": 10,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        # The lock under which a worker looks for them outlives Redis's restart.
+        "unacked_mutex_expire": 5,
     },
 }
 
@@ -52,7 +54,9 @@ async def test_redis_restarts(arena: Arena) -> None:
     async with AsyncExitStack() as stack:
         for worker in workers:
             stack.push_async_callback(worker.stop)
-            await worker.start()
+        async with anyio.create_task_group() as starts:
+            for worker in workers:
+                starts.start_soon(worker.start)
         group = await stack.enter_async_context(anyio.create_task_group())
         for worker in workers:
             group.start_soon(worker.keep_alive)

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from . import load
+from . import items
 from .rounds import Arena, run_round
 from .workers import Worker
 
@@ -19,15 +19,14 @@ SUBSTITUTE = Path(__file__).with_name("clock")
 STEPS = ("+1800", "-1800", "+0")
 
 #: When a task is tried again is for Celery to tell, by that clock.
-KINDS = {kind: share for kind, share in load.KINDS.items() if kind != "retrying"}
+KINDS = {kind: share for kind, share in items.KINDS.items() if kind != "retrying"}
 
 
 @pytest.fixture
 def offset(arena: Arena) -> Iterator[Path]:
     """The file that says by how much the clock is wrong."""
     path = arena.folder / "offset"
-    path.write_text("+0")
-    path.chmod(0o644)
+    set_clock(path, "+0")
     yield path
     path.unlink()
 
@@ -47,10 +46,18 @@ def of_program(offset: Path) -> dict[str, str]:
     }
 
 
+def set_clock(offset: Path, seconds: str) -> None:
+    """Replace the file *offset*: a process that reads it never finds it empty."""
+    new = offset.with_suffix(".new")
+    new.write_text(seconds)
+    new.chmod(0o644)
+    new.replace(offset)
+
+
 async def step(offset: Path, seconds: float) -> None:
     """Step the clock, in equal parts of *seconds*."""
     for steps in STEPS:
-        offset.write_text(steps)  # noqa: ASYNC240 - a few bytes
+        set_clock(offset, steps)
         await anyio.sleep(seconds / len(STEPS))
 
 

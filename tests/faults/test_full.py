@@ -11,8 +11,9 @@ import psycopg
 import pytest
 
 from aioabort.testing import postgres as launcher
+from tests.support.databases import query
+from tests.support.full_queue import full_queue, with_small_queue
 
-from .postgres import query
 from .rounds import Arena, run_round
 
 REFUSE = """
@@ -34,29 +35,15 @@ JUNK = """
 """
 FILL = "INSERT INTO junk SELECT repeat('x', 500) FROM generate_series(1, 100000)"
 
-#: In a transaction for each, or the queue would take all or nothing.
-FLOOD = """
-    DO $$ BEGIN
-        LOOP PERFORM pg_notify('junk', '{}'); COMMIT; END LOOP;
-    END $$
-"""
-
 TABLES = ("aioabort_request", "celery_taskmeta")
 
 
+@with_small_queue
 async def test_notification_queue_full(arena: Arena) -> None:
-    """Every NOTIFY fails, as somebody listens in a transaction that does not end."""
-    if arena.programs.version < 17:
-        pytest.skip("before PostgreSQL 17 the queue has 8 GB, whatever is configured")
+    """Every NOTIFY fails, because a session listens in a transaction that does not end."""
 
     async def inject(seconds: float) -> None:
-        with psycopg.connect(arena.dsn) as sleeper:
-            sleeper.execute("LISTEN junk")
-            sleeper.commit()
-            sleeper.execute("SELECT 1")
-            for size in (7_900, 10):
-                with pytest.raises(psycopg.OperationalError, match="NOTIFY queue"):
-                    query(arena.dsn, FLOOD.format("x" * size))
+        with full_queue(arena.dsn):
             await anyio.sleep(seconds)
 
     await run_round(arena, "notification queue full", inject)
@@ -85,7 +72,7 @@ async def test_disk_really_full(arena: Arena) -> None:
         async def inject(seconds: float) -> None:
             query(arena.dsn, JUNK)
             with pytest.raises(psycopg.OperationalError, match="No space left"):
-                # It fails, and keeps what it has taken until somebody vacuums.
+                # It fails, and keeps the space that it has taken until a VACUUM.
                 query(arena.dsn, FILL)
             await anyio.sleep(seconds)
             query(arena.dsn, "DROP TABLE junk")
@@ -109,7 +96,7 @@ def _small_disk(folder: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
-        launcher._give(folder, "nobody")
+        launcher._change_owner(folder, "nobody")
         yield folder
     finally:
         # Lazily: the server still has files open that it has deleted.

@@ -6,17 +6,17 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from hypothesis import strategies as st
 
+from aioabort.client.validation import check_grace, check_task_id, check_text
 from aioabort.dsn import parse_dsn
 from aioabort.exceptions import InvalidRequest
-from aioabort.postgres.hints import (
+from aioabort.poller import Poller, steady_pace
+from aioabort.postgres.notifications import (
     LONGEST_PAYLOAD,
     VERSION,
-    decode_hint,
-    encode_hints,
+    decode_notification,
+    encode_notifications,
 )
-from aioabort.producer.limits import check_grace, check_task_id, check_text
 from aioabort.settings import Settings, read_settings
-from aioabort.watcher import Watcher, steady
 
 from .cases import fuzzed
 
@@ -35,15 +35,15 @@ payloads = st.one_of(
 
 @fuzzed(0.18, payloads, ["1:*", "1:", f"1:{ID}", f"1:{ID},{ID}", "2:x"])
 def test_notification(payload: str) -> None:
-    """Each payload names ids or means "everything"; the watcher takes it at once."""
-    watcher = Watcher(steady(1.0))
-    watcher.watch("awaited")
+    """Each payload names ids or means "all"; the poller takes it at once."""
+    poller = Poller(steady_pace(1.0))
+    poller.add("awaited")
 
-    hint = decode_hint(payload)
-    watcher.on_hint(hint)
+    hint = decode_notification(payload)
+    poller.on_notification(hint)
 
     assert hint is None or all(isinstance(task_id, str) for task_id in hint)
-    assert len(watcher) == 1
+    assert len(poller) == 1
 
 
 @fuzzed(
@@ -53,10 +53,10 @@ def test_notification(payload: str) -> None:
 )
 def test_hints_come_back(task_ids: list[str]) -> None:
     """What is encoded is decoded: every id is named, or everything is to be looked at."""
-    encoded = list(encode_hints(task_ids))
+    encoded = list(encode_notifications(task_ids))
 
     assert all(len(payload.encode()) <= LONGEST_PAYLOAD for payload in encoded)
-    decoded = [decode_hint(payload) for payload in encoded]
+    decoded = [decode_notification(payload) for payload in encoded]
     named = {task_id for hint in decoded if hint is not None for task_id in hint}
     assert None in decoded or set(filter(None, task_ids)) <= named
 

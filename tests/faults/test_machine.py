@@ -6,6 +6,7 @@ machine chooses. Each run has a monitor of its own, as each process has.
 """
 
 import asyncio
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,10 @@ from hypothesis.stateful import (
 )
 
 from aioabort import AbortRequest
-from aioabort.postgres.store import Store, open_store
+from aioabort.postgres.request_store import RequestStore, open_request_store
 from aioabort.settings import read_settings
-from aioabort.worker.kills import Kills
-from aioabort.worker.monitor import Monitor
+from aioabort.timing import Timing
+from aioabort.worker.agent.monitor import Monitor
 from aioabort.worker.run import Run
 
 EXPIRE = "UPDATE aioabort_request SET expires_at = now() WHERE outcome IS NOT NULL"
@@ -65,14 +66,16 @@ class Supervisor:
     """Takes what runs report; the machine says when it is looked at."""
 
     def __init__(self, monitor: Monitor) -> None:
-        self.begin = monitor.begin
-        self.saw = monitor.saw
-        self.end = self.end_now = monitor.end
+        self.timing = Timing()
+        self.interrupt_signal = signal.SIGURG
+        self.watch = monitor.watch
+        self.report_seen = monitor.record_seen
+        self.report_end = self.report_end_now = monitor.end
 
-    def wait_for_look(self, run: Run) -> None:
+    def wait_for_first_poll(self, run: Run) -> None:
         """Do nothing: the machine looks."""
 
-    def look_again(self, run: Run) -> None:
+    def poll_again(self, run: Run) -> None:
         """Do nothing: the machine looks."""
 
 
@@ -86,7 +89,9 @@ class Machine(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._settings = read_settings(self.app)
         self._connection = self._do(asyncpg.connect(self._settings.dsn.url))
-        self._store: Store = self._do(open_store(self._connection, self._settings))
+        self._store: RequestStore = self._do(
+            open_request_store(self._connection, self._settings)
+        )
         self._tasks = [Task() for _ in range(3)]
 
     def teardown(self) -> None:
@@ -118,7 +123,9 @@ class Machine(RuleBasedStateMachine):
         """Ask some tasks to stop, in one statement."""
         tasks = [self._tasks[number] for number in numbers]
         before = {task.task_id: self._row(task) for task in tasks}
-        created = self._do(self._store.request([task.task_id for task in tasks], "why"))
+        created = self._do(
+            self._store.request_aborts([task.task_id for task in tasks], "why")
+        )
         for task in tasks:
             if task.end is not None:
                 # Promise 2: a finished result is never changed by an abort.
@@ -136,13 +143,13 @@ class Machine(RuleBasedStateMachine):
         if not task.queue or task.running is not None:
             return
         redelivered = task.queue.pop(0)
-        monitor = Monitor(self._settings, Kills(self.app))
+        monitor = Monitor(self._settings, self.app)
         context = Context(
             id=task.task_id, hostname="w", delivery_info={"redelivered": redelivered}
         )
         run = Run(context, Supervisor(monitor))  # type: ignore[arg-type]
         task.running = Process(run, monitor)
-        monitor.begin(run)
+        monitor.watch(run)
         self._look(task)
         # Promise 1: asked before the start, the body never runs.
         if task.is_pending:
@@ -158,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         task = self._tasks[number]
         if task.running is not None and not task.running.run.has_ended:
             self._look(task)
-            # Promise 3: what was committed before a look is known after it.
+            # Promise 3: a check sees what was committed a poll before it.
             assert task.running.run.aborted or not task.is_pending
 
     @rule(number=ids)
@@ -200,7 +207,7 @@ class Machine(RuleBasedStateMachine):
             self._honour(task)
             return
         self._write(task, states.RETRY)
-        task.running.run.end(states.RETRY)
+        task.running.run.mark_ended(states.RETRY)
         task.running.monitor.end(task.running.run)
         task.running = None
         task.queue.append(False)
@@ -232,7 +239,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def pending_requests_are_there(self) -> None:
         """Promise 1: whatever else was written, a request that is pending is found."""
-        rows = self._do(self._store.observe([task.task_id for task in self._tasks]))
+        rows = self._do(self._store.read_aborts([task.task_id for task in self._tasks]))
         for task in self._tasks:
             request = self._request(rows, task)
             if task.is_pending:
@@ -253,28 +260,28 @@ class Machine(RuleBasedStateMachine):
 
     def _look(self, task: Task) -> None:
         assert task.running is not None
-        self._do(task.running.monitor._look(self._store, [task.task_id]))
+        self._do(task.running.monitor._runs.query(self._store, [task.task_id]))
 
     def _honour(self, task: Task) -> None:
         assert task.running is not None
         run = task.running.run
         run.is_aborted()
-        if run.state not in states.READY_STATES:
+        if run.stored_state not in states.READY_STATES:
             self._write(task, states.REVOKED)
-        run.honoured = True
+        run.mark_honoured()
         self._end(task, states.IGNORED)
 
     def _end(self, task: Task, state: str) -> None:
         assert task.running is not None
         if state != states.IGNORED and task.end is None:
             self._write(task, state)
-        task.running.run.end(state)
+        task.running.run.mark_ended(state)
         task.running.monitor.end(task.running.run)
 
     def _settle(self, task: Task) -> None:
         assert task.running is not None
         self._look(task)
-        self._do(task.running.monitor._reports.send(self._store))
+        self._do(task.running.monitor._reporter.send(self._store))
         assert not task.running.monitor._runs
         task.running = None
         task.is_pending = False
@@ -289,7 +296,7 @@ class Machine(RuleBasedStateMachine):
                 self._end(task, states.SUCCESS)
 
     def _audit(self) -> None:
-        rows = self._do(self._store.observe([task.task_id for task in self._tasks]))
+        rows = self._do(self._store.read_aborts([task.task_id for task in self._tasks]))
         for task in self._tasks:
             request = self._request(rows, task)
             if request is None or not task.published:

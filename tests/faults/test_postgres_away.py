@@ -3,9 +3,11 @@
 import anyio
 import pytest
 
-from .load import LONGEST_CLEANUP
-from .postgres import FAST, IMMEDIATE, SMART, query
-from .processes import becomes_true
+from tests.support.databases import query
+from tests.support.waiting import until
+
+from .items import LONGEST_CLEANUP
+from .postgres import FAST, IMMEDIATE, SMART
 from .rounds import Arena, run_round
 from .workers import Worker
 
@@ -91,7 +93,7 @@ async def test_celery_gives_up(arena: Arena) -> None:
     await worker.start()
 
     async def inject(seconds: float) -> None:
-        await becomes_true(lambda: query(arena.dsn, CLEANING_UP) > [(6,)])
+        await until(lambda: query(arena.dsn, CLEANING_UP) > [(6,)])
         await arena.postgres.stop(FAST)
         await anyio.sleep(max(seconds, LONGEST_CLEANUP))
         await arena.postgres.start()
@@ -107,6 +109,7 @@ async def test_celery_gives_up(arena: Arena) -> None:
             # when it is asked to stop.
             kinds={"raising": 4, "returning": 1, "failing": 1},
             cleaning=1.0,
+            longest_cleanup=LONGEST_CLEANUP,
             loses_results=True,
         )
     finally:

@@ -1,8 +1,9 @@
 """The primary dies, and its standby takes over."""
 
+from tests.support.waiting import until
+
 from .conftest import create_database
 from .postgres import IMMEDIATE, Postgres
-from .processes import becomes_true
 from .rounds import Arena, answers, run_round
 from .workers import Worker
 
@@ -23,7 +24,7 @@ async def test_failover(arena: Arena) -> None:
     await standby.start()
     primary.query("ALTER SYSTEM SET synchronous_standby_names = '*'")
     primary.query("SELECT pg_reload_conf()")
-    await becomes_true(lambda: primary.query(IN_SYNC))
+    await until(lambda: primary.query(IN_SYNC))
     hosts = [f"127.0.0.1:{server.port}" for server in (primary, standby)]
     writable = "target_session_attrs=read-write"
     celerys_hosts = "&".join(f"host={host}" for host in hosts)

@@ -1,4 +1,4 @@
-"""Workers and their children are stopped and killed, and so are producers."""
+"""Workers and their children are stopped and killed, and so are clients."""
 
 import json
 import os
@@ -10,8 +10,11 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from .postgres import query
-from .processes import becomes_true, children, spawn
+from tests.support.databases import query
+from tests.support.programs import spawn
+from tests.support.waiting import until
+
+from .processes import children
 from .rounds import FORGET, HALVES, Arena, run_round
 from .workers import COLD, PROJECT, WARM, Worker
 
@@ -64,10 +67,10 @@ async def test_worker_restarts(arena: Arena, how: int) -> None:
         await worker.stop()
 
 
-async def test_producers_killed(arena: Arena) -> None:
-    """Producers get SIGKILL in the middle of ``abort()``: it is done, or it is not.
+async def test_clients_killed(arena: Arena) -> None:
+    """Clients get SIGKILL in the middle of ``abort()``: it is done, or it is not.
 
-    Other producers ask the same tasks to stop, and get their receipts.
+    Other clients ask the same tasks to stop, and get their receipts.
     """
     chance = random.Random(arena.seed)
     conf = json.dumps(arena.workers[0].conf)
@@ -79,22 +82,22 @@ async def test_producers_killed(arena: Arena) -> None:
             waiting = [item for item in arena.load.items if item.receipt is None]
             ids = [*(item.task_id for item in waiting), *unknown]
             chance.shuffle(ids)
-            log = arena.folder / f"producer-{number}"
-            producer = spawn(
-                *(sys.executable, PROJECT / "producer.py", *ids),
+            log = arena.folder / f"client-{number}"
+            client = spawn(
+                *(sys.executable, PROJECT / "client.py", *ids),
                 log=log,
                 env=os.environ | {"AIOABORT_FAULTS_PROJECT": conf},
             )
-            await becomes_true(lambda log=log: log.stat().st_size > 0)
+            await until(lambda log=log: log.stat().st_size > 0)
             await anyio.sleep(chance.uniform(0, 0.3))
-            producer.kill()
-            producer.wait()
+            client.kill()
+            client.wait()
             assert query(arena.dsn, HALVES) == [(0,)]
             told = log.read_text().split()
             known = query(arena.dsn, KNOWN, told[:-1], unknown)
             # The last line may be torn.
             assert known[0][0] == len(told[:-1])
-            # Nobody will ever run these.
+            # No worker runs these.
             query(arena.dsn, FORGET, unknown)
 
-    await run_round(arena, "producers killed in abort()", inject)
+    await run_round(arena, "clients killed in abort()", inject)

@@ -6,18 +6,23 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Never
 
 import anyio
 from celery import Celery
 
-from .postgres import celery_url
-from .processes import becomes_true, ended, spawn
+from tests.support.brokers import FOLDER_TRANSPORT, folder_broker
+from tests.support.databases import celery_url
+from tests.support.programs import spawn
+from tests.support.waiting import BOUND, until
+
+from .processes import ended
 
 PROJECT = Path(__file__).with_name("project")
-BROKERS = Path(__file__).parents[1] / "acceptance" / "project"
 
 WARM, COLD = signal.SIGTERM, signal.SIGQUIT
 
@@ -55,9 +60,15 @@ class Page:
     received: int = 0
     #: Of each run: when the body began.
     begun: list[float] = field(default_factory=list)
-    #: Of each run that ended: when it looked in vain the last time, and saw the abort.
+    #: For each run that ended: its last check without an abort, and the check that saw one.
     in_vain: list[float] = field(default_factory=list)
     saw: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether a body saw an abort."""
+        return any(self.saw)
 
 
 class Diary:
@@ -66,6 +77,8 @@ class Diary:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "diary"
         self.path.touch()
+        self._permits = folder / "permits"
+        self._permits.mkdir()
         self.ready: set[str] = set()
         self._pages: dict[str, Page] = defaultdict(Page)
         self._file = self.path.open()
@@ -82,15 +95,29 @@ class Diary:
                     self._pages[task_id].received += 1
                 case ["begin", task_id, moment]:
                     self._pages[task_id].begun.append(float(moment))
-                case ["end", task_id, in_vain, saw]:
+                case ["end", task_id, in_vain, saw, moment]:
                     self._pages[task_id].in_vain.append(float(in_vain))
                     self._pages[task_id].saw.append(float(saw))
+                    self._pages[task_id].ended.append(float(moment))
         return self._pages
 
-    def has_begun(self, task_id: str) -> bool:
-        """Whether the body of the task has begun."""
+    def has_begun(self, task_id: str, times: int = 1) -> bool:
+        """Whether the body of the task has begun so many times."""
         page = self.read().get(task_id)
-        return page is not None and bool(page.begun)
+        return page is not None and len(page.begun) >= times
+
+    def unfinished(self) -> dict[str, Page]:
+        """Return the pages of tasks with a run that has not ended."""
+        pages = self.read().items()
+        return {key: page for key, page in pages if len(page.ended) < len(page.begun)}
+
+    def permit(self, task_id: str) -> None:
+        """Let a task end that waits for that."""
+        (self._permits / task_id).touch()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._file.close()
 
     def forget(self) -> None:
         """Forget what was read."""
@@ -104,6 +131,18 @@ class Place:
     folder: Path
     broker: dict[str, Any]
     diary: Diary
+    #: The interpreter of every second worker.
+    other_python: str = sys.executable
+    _pythons: Iterator[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with the interpreter that runs the tests."""
+        pythons = cycle([sys.executable, self.other_python])
+        object.__setattr__(self, "_pythons", pythons)
+
+    def next_python(self) -> str:
+        """Return the interpreter of the next worker: each by turns."""
+        return next(self._pythons)
 
     def app(self, name: str, dsn: str, **settings: Any) -> Celery:
         """Return an app as the worker *name* has it, to publish to that worker."""
@@ -118,6 +157,15 @@ class Place:
         return SETTINGS | self.broker | queue | backend | settings
 
 
+def folder_transport(folder: Path) -> dict[str, Any]:
+    """Return the settings of a broker that is a *folder*, and let this process publish."""
+    # The workers have a path of their own.
+    if str(FOLDER_TRANSPORT) not in sys.path:
+        sys.path.append(str(FOLDER_TRANSPORT))
+    __import__("folder_broker")
+    return folder_broker(folder)
+
+
 class Worker:
     """One worker, which may be stopped and started again."""
 
@@ -130,6 +178,8 @@ class Worker:
         environment: dict[str, str] | None = None,
         pool: str = "prefork",
         concurrency: int = 4,
+        arguments: tuple[str, ...] = (),
+        python: str | None = None,
         **settings: Any,
     ) -> None:
         self.name = name
@@ -139,6 +189,8 @@ class Worker:
         self._environment = environment or {}
         self._pool = pool
         self._concurrency = concurrency
+        self._arguments = arguments
+        self._python = python or place.next_python()
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -147,6 +199,11 @@ class Worker:
         """The worker's main process."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def end_of_log(self) -> str:
+        """The last lines that it has logged."""
+        return self.log.read_text(errors="replace")[-3000:]
 
     @property
     def processes(self) -> int:
@@ -158,17 +215,23 @@ class Worker:
         self._starts += 1
         mark = f"{self.name}-{self._starts}"
         first = self._environment.get("PYTHONPATH", "")
-        paths = [first, str(PROJECT), str(BROKERS), os.environ.get("PYTHONPATH", "")]
+        paths = [
+            first,
+            str(PROJECT),
+            str(FOLDER_TRANSPORT),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         own = {
             "AIOABORT_FAULTS_DIARY": str(self._place.diary.path),
             "AIOABORT_FAULTS_PROJECT": json.dumps(self.conf),
             "AIOABORT_FAULTS_WORKER": mark,
         }
         self._process = spawn(
-            *(sys.executable, "-m", "celery", "--app=faultproj", "worker"),
+            *(self._python, "-m", "celery", "--app=faultproj", "worker"),
             *(f"--pool={self._pool}", f"--concurrency={self._concurrency}"),
             *("--loglevel=WARNING", f"--hostname={self.name}@%h"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            *self._arguments,
             log=self.log,
             cwd=PROJECT,
             env=os.environ
@@ -180,11 +243,11 @@ class Worker:
 
         def is_ready() -> bool:
             if process.poll() is not None:
-                raise RuntimeError(f"{self.name}:\n{self.log.read_text()[-3000:]}")
+                raise RuntimeError(f"{self.name}:\n{self.end_of_log}")
             self._place.diary.read()
             return mark in self._place.diary.ready
 
-        await becomes_true(is_ready, 60)
+        await until(is_ready, 2 * BOUND)
 
     async def keep_alive(self) -> Never:
         """Start it again whenever it has ended by itself, as an init system does."""
@@ -194,9 +257,22 @@ class Worker:
                 await self.start()
             await anyio.sleep(RESTART_PAUSE)
 
-    async def stop(self, how: int = WARM, bound: float = 60.0) -> None:
+    async def kill(self) -> None:
+        """End it with its children, whatever they do."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            # spawn() has made it the leader of a group of its own.
+            os.killpg(process.pid, signal.SIGKILL)
+            await ended(process)
+
+    async def stop(self, how: int = WARM, bound: float = 2 * BOUND) -> None:
         """Stop it, and wait for its end."""
         if self._process is not None:
             process, self._process = self._process, None
             process.send_signal(how)
-            await ended(process, bound)
+            try:
+                await ended(process, bound)
+            except TimeoutError as error:
+                error.add_note(f"{self.name}:\n{self.end_of_log}")
+                error.add_note(f"unfinished: {self._place.diary.unfinished()}")
+                raise

@@ -10,7 +10,6 @@ from copy import copy
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -36,19 +35,17 @@ from aioabort import (
     ResultsElsewhere,
     StoreError,
 )
-from aioabort.postgres.hints import decode_hint
-from aioabort.postgres.store import Store
-from tests.integration.conftest import Network
-from tests.integration.steps import end
+from aioabort.postgres.notifications import decode_notification
+from aioabort.postgres.request_store import RequestStore
+from tests.integration.conftest import Stranger
+from tests.integration.steps import end, new_ids
+from tests.support.apps import MakeApp
+from tests.support.network import Network
+from tests.support.waiting import until
 
 Database: TypeAlias = "asyncpg.Connection[Any]"
-MakeApp = Callable[..., Celery]
 
 REQUESTS = "SELECT count(*) FROM aioabort_request"
-
-
-def new_ids(number: int) -> list[str]:
-    return [str(uuid4()) for _ in range(number)]
 
 
 def bare(receipt: AbortReceipt) -> tuple[str, str]:
@@ -57,7 +54,7 @@ def bare(receipt: AbortReceipt) -> tuple[str, str]:
 
 @pytest.fixture
 def step(app: Celery) -> Callable[..., Any]:
-    """Makes signatures of a task that nobody runs."""
+    """Makes signatures of a task that no worker runs."""
 
     @app.task(base=AbortableTask, shared=False)
     def step(number: int) -> int:
@@ -205,7 +202,7 @@ async def test_eager_results_are_refused(
 async def test_ids_that_were_never_published(
     client: AbortClient, database: Database
 ) -> None:
-    """Nobody can tell such an id from a queued task's: it is asked, and waits for it."""
+    """Such an id looks like a queued task's: the request is stored and stays pending."""
     receipts = await client.abort(["no", "such", "task"])
     assert [receipt.answer for receipt in receipts] == ["requested"] * 3
     assert await database.fetchval(REQUESTS) == 3
@@ -275,6 +272,39 @@ async def test_all_of_a_group_is_aborted(
         [first.id],
         [first.id, result[1].parent.id],
     ]
+
+
+async def test_the_id_of_a_saved_group_is_refused(
+    app: Celery, client: AbortClient, database: Database
+) -> None:
+    """It is no task's id: no request is stored, and the error says how to abort."""
+    member, other, group_id = new_ids(3)
+    group = GroupResult(group_id, [AsyncResult(member, app=app)], app=app)
+    await to_thread.run_sync(group.save)
+
+    for target in (group_id, [other, group_id], client.result(group_id)):
+        with pytest.raises(InvalidRequest, match=f"GroupResult.restore.'{group_id}'"):
+            await client.abort(target)
+    assert await database.fetchval(REQUESTS) == 0
+
+    restored = await to_thread.run_sync(lambda: GroupResult.restore(group_id, app=app))
+    [receipt] = await client.abort(restored)
+    assert bare(receipt) == (member, "requested")
+
+
+async def test_groups_that_may_not_be_read_are_no_trouble(
+    dsn: str, make_app: MakeApp, stranger: Stranger, database: Database
+) -> None:
+    """A role may lack the privilege to read groups: any id then counts as a task's."""
+    for table in ("celery_taskmeta", "aioabort_request", "task_id_sequence"):
+        await database.execute(f"GRANT ALL ON {table} TO {stranger.role}")
+    await database.execute("CREATE SCHEMA hidden")
+    for schemas in ({"group": "hidden"}, {}):
+        app = make_app(
+            dsn, aioabort_dsn=stranger.dsn(dsn), database_table_schemas=schemas
+        )
+        async with AbortClient(app) as client:
+            assert (await client.abort(new_ids(1)[0])).answer == "requested"
 
 
 @pytest.mark.parametrize("way", ["saved", "tuple"])
@@ -404,10 +434,10 @@ async def test_a_start_of_which_celery_stores_no_moment(
 
 
 async def test_a_task_without_a_result_that_has_ended_is_not_found(
-    client: AbortClient, store: Store
+    client: AbortClient, store: RequestStore
 ) -> None:
     """Its row says ABORTED for ever; that its request is settled says that it ended."""
-    requests = await store.request(["settled", "pending"])
+    requests = await store.request_aborts(["settled", "pending"])
     await store.record_outcomes([requests["settled"]], ["returned"], [0.0])
     future = datetime.now(UTC) + timedelta(hours=1)
     receipts = await client.abort_where(before=future)
@@ -431,8 +461,8 @@ async def test_many_are_found_in_pieces(
 @pytest.mark.parametrize(
     ("criteria", "message"),
     [
-        ({}, "needs a criterion.*task, worker, queue, before"),
-        ({"task": None, "before": None}, "needs a criterion"),
+        ({}, "Without a criterion.*task, worker, queue, before"),
+        ({"task": None, "before": None}, "Without a criterion"),
         ({"task": 7}, "task is a string"),
         ({"queue": "a\0"}, "NUL"),
         ({"before": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
@@ -452,7 +482,7 @@ async def test_without_extended_results_the_error_says_so(
     app: Celery, client: AbortClient, database: Database
 ) -> None:
     """Nothing would be found, so the setting of Celery's is named instead."""
-    with pytest.raises(ImproperlyConfigured, match="needs result_extended"):
+    with pytest.raises(ImproperlyConfigured, match="set result_extended"):
         await client.abort_where(task="index")
     assert await client.abort_where(before=datetime.now(UTC)) == []
     app.conf.result_extended = True
@@ -466,8 +496,9 @@ async def test_results_elsewhere_cannot_be_searched(dsn: str) -> None:
     app = Celery("t", broker="memory://", backend="cache+memory://")
     app.conf.update(aioabort_dsn=dsn, result_backend_thread_safe=True)
     async with AbortClient(app) as client:
-        with pytest.raises(ResultsElsewhere, match="abort_where"):
-            await client.abort_where(before=datetime.now(UTC))
+        for criteria in ({"before": datetime.now(UTC)}, {"task": "index"}):
+            with pytest.raises(ResultsElsewhere, match="results elsewhere"):
+                await client.abort_where(**criteria)
 
 
 async def test_an_abort_is_two_round_trips_at_most(
@@ -482,7 +513,7 @@ async def test_an_abort_is_two_round_trips_at_most(
             before = network.requests
             for task_id in ids:
                 await it.abort(task_id, reason="why", requested_by="alice")
-            await it._connections.hints.drain(it._connections.store)
+            await it._connections.notifier.drain(it._connections.store)
             return network.requests - before
 
         # Statements are prepared once a connection.
@@ -497,7 +528,7 @@ async def test_an_abort_is_two_round_trips_at_most(
 
 
 async def test_workers_are_told_of_many_at_once(
-    client: AbortClient, store: Store, database: Database
+    client: AbortClient, store: RequestStore, database: Database
 ) -> None:
     """Each request is told of, in far fewer notifications than there are requests."""
     told: list[str] = []
@@ -505,20 +536,18 @@ async def test_workers_are_told_of_many_at_once(
 
     def hear(_connection: Any, _pid: int, _channel: str, payload: Any) -> None:
         notifications.append(payload)
-        told.extend(decode_hint(payload) or [])
+        told.extend(decode_notification(payload) or [])
 
     await database.add_listener(store.request_channel, hear)
     ids = new_ids(500)
     await asyncio.gather(*map(client.abort, ids))
-    with fail_after(10):
-        while len(told) < len(ids):
-            await asyncio.sleep(0.01)
+    await until(lambda: len(told) >= len(ids))
     assert sorted(told) == sorted(ids)
     assert len(notifications) < 100
 
 
 async def test_closing_tells_workers_first(
-    app: Celery, store: Store, database: Database
+    app: Celery, store: RequestStore, database: Database
 ) -> None:
     """A client that is closed right after the request leaves no worker to its poll."""
     told: asyncio.Queue[str] = asyncio.Queue()
@@ -531,4 +560,4 @@ async def test_closing_tells_workers_first(
         async with AbortClient(app) as client:
             await client.abort(task_id)
         with fail_after(5):
-            assert decode_hint(await told.get()) == [task_id]
+            assert decode_notification(await told.get()) == [task_id]

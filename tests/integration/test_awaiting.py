@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from traceback import walk_tb
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -26,21 +25,18 @@ from aioabort import (
     StoreError,
     WaitTimeout,
 )
-from aioabort.postgres.store import Store
-from aioabort.producer import cancelling
-from tests.integration.conftest import Network
-from tests.integration.steps import are_awaited, end
+from aioabort.postgres.request_store import RequestStore
+from aioabort.timing import Timing
+from tests.integration.steps import are_awaited, end, new_ids
+from tests.support.apps import MakeApp
+from tests.support.network import Network
+from tests.support.waiting import until
 
 Database: TypeAlias = "asyncpg.Connection[Any]"
-MakeApp = Callable[..., Celery]
-
-
-def new_ids(number: int) -> list[str]:
-    return [str(uuid4()) for _ in range(number)]
 
 
 async def test_values_are_in_order(
-    app: Celery, client: AbortClient, store: Store
+    app: Celery, client: AbortClient, store: RequestStore
 ) -> None:
     """Whatever ended first: the values are in the order of what was asked."""
     ids = new_ids(3)
@@ -48,7 +44,7 @@ async def test_values_are_in_order(
     await are_awaited(client, 3)
     for task_id in reversed(ids):
         await end(app, task_id, f"value of {task_id}")
-        await store.hint_clients([task_id])
+        await store.notify_clients([task_id])
     with fail_after(10):
         assert await gathering == [f"value of {task_id}" for task_id in ids]
     assert client.health().waiters == 0
@@ -71,14 +67,14 @@ async def test_a_group_has_a_list_of_values(app: Celery, client: AbortClient) ->
 
 
 async def test_the_first_error_is_raised_and_the_others_go_on(
-    app: Celery, client: AbortClient, store: Store
+    app: Celery, client: AbortClient, store: RequestStore
 ) -> None:
-    """As ``asyncio.gather()``: nobody is aborted because another has failed."""
+    """As with ``asyncio.gather()``, a failed task aborts no other task."""
     failing, running = new_ids(2)
     gathering = asyncio.create_task(client.gather([running, failing]))
     await are_awaited(client, 2)
     await end(app, failing, KeyError("k"), states.FAILURE)
-    await store.hint_clients([failing])
+    await store.notify_clients([failing])
     with fail_after(10), pytest.raises(KeyError, match="k"):
         await gathering
     assert (await client.snapshot(running)).request is None
@@ -99,7 +95,7 @@ async def test_errors_take_the_place_of_values(
 
 
 async def test_results_come_as_they_end(
-    app: Celery, client: AbortClient, store: Store
+    app: Celery, client: AbortClient, store: RequestStore
 ) -> None:
     """Each of the results that were passed, when it has ended."""
     results = [client.result(task_id) for task_id in new_ids(3)]
@@ -113,10 +109,8 @@ async def test_results_come_as_they_end(
     await are_awaited(client, 3)
     for number in (1, 2, 0):
         await end(app, results[number].id, number)
-        await store.hint_clients([results[number].id])
-        with fail_after(10):
-            while len(came) == 0 or came[-1] is not results[number]:
-                await asyncio.sleep(0.002)
+        await store.notify_clients([results[number].id])
+        await until(lambda last=results[number]: came and came[-1] is last)
     with fail_after(10):
         await consuming
     assert [await result for result in came] == [1, 2, 0]
@@ -125,7 +119,7 @@ async def test_results_come_as_they_end(
 async def test_what_came_needs_no_other_look(
     app: Celery, client: AbortClient, database: Database
 ) -> None:
-    """To await what ``as_completed()`` yields asks nobody, also for an error."""
+    """Awaiting what ``as_completed()`` yields sends no query, for an error too."""
     good, bad = new_ids(2)
     await end(app, good, 1)
     await end(app, bad, KeyError("k"), states.FAILURE)
@@ -176,7 +170,7 @@ async def test_who_did_not_end_in_time_is_named(
 
 
 async def test_ten_thousand_are_gathered_without_a_task_each(
-    app: Celery, client: AbortClient, store: Store, database: Database
+    app: Celery, client: AbortClient, store: RequestStore, database: Database
 ) -> None:
     """They cost a future each, and all of them a handful of statements."""
     [first, *others] = ids = new_ids(10_000)
@@ -190,7 +184,7 @@ async def test_ten_thousand_are_gathered_without_a_task_each(
         "FROM celery_taskmeta AS t, unnest($1::text[]) AS other",
         others,
     )
-    await store.hint_clients(ids)
+    await store.notify_clients(ids)
     with fail_after(60):
         assert await gathering == [{"n": 1}] * len(ids)
 
@@ -370,7 +364,7 @@ async def test_a_timeout_of_the_wait_itself_aborts_nothing(
 
 
 async def test_a_wrong_reason_is_refused_at_once(client: AbortClient) -> None:
-    """Not when it is needed, and nobody is there to be told."""
+    """It is not logged when the caller gets it."""
     wrong: Any = 7
     with pytest.raises(InvalidRequest, match="reason"):
         await client.wait("id", abort_on_cancel=True, reason=wrong)
@@ -398,29 +392,29 @@ async def test_a_second_cancellation_does_not_wait_for_the_first(
         waiting.cancel()
         with fail_after(1), pytest.raises(asyncio.CancelledError):
             await waiting
-    with fail_after(5):
-        while (await client.snapshot(task_id)).request is None:
-            await asyncio.sleep(0.01)
+
+    async def request() -> object:
+        return (await client.snapshot(task_id)).request
+
+    await until(request)
 
 
-async def test_a_cancelled_wait_is_held_up_for_seconds_only(
-    client: AbortClient,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+async def test_an_abort_delays_a_cancellation_for_seconds_only(
+    dsn: str, make_app: MakeApp, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When PostgreSQL does not answer, the cancellation goes on, with a warning."""
-    monkeypatch.setattr(cancelling, "PATIENCE", 0.2)
+    app = make_app(dsn, aioabort_timing=Timing(abort_on_cancel_timeout=0.2))
     [task_id] = new_ids(1)
-    waiting = asyncio.ensure_future(client.wait(task_id, abort_on_cancel=True))
-    await are_awaited(client, 1)
-    async with database.transaction():
-        await database.execute(
-            "INSERT INTO celery_taskmeta (id, task_id) VALUES (1000, $1)", task_id
-        )
-        waiting.cancel()
-        with fail_after(5), pytest.raises(asyncio.CancelledError):
-            await waiting
+    async with AbortClient(app) as client:
+        waiting = asyncio.ensure_future(client.wait(task_id, abort_on_cancel=True))
+        await are_awaited(client, 1)
+        async with database.transaction():
+            await database.execute(
+                "INSERT INTO celery_taskmeta (id, task_id) VALUES (1000, $1)", task_id
+            )
+            waiting.cancel()
+            with fail_after(5), pytest.raises(asyncio.CancelledError):
+                await waiting
     assert "could not abort its task within 0.2 s" in caplog.text
 
 

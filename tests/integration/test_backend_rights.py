@@ -1,19 +1,16 @@
-"""The result backend of a role that lacks a right: what it is told, and what is kept."""
+"""The result backend of a role that lacks a right: its errors, and what stays stored."""
 
 import asyncio
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from celery import Celery
 
 from aioabort import AbortClient, StoreError
-from aioabort.worker import monitor
-from aioabort.worker.agent import stop_agents
+from aioabort.timing import Timing
 from tests.integration.conftest import Stranger
-
-MakeApp = Callable[..., Celery]
+from tests.support.apps import MakeApp
+from tests.support.databases import query
 
 #: What a worker needs, and how PostgreSQL calls it when it is missing.
 NEEDED = {
@@ -26,24 +23,13 @@ NEEDED = {
     "UPDATE ON aioabort_request": "table aioabort_request",
 }
 
-#: Needed for no more than what becomes of a request to abort.
+#: Only abort requests and their outcomes need these.
 FOR_REQUESTS = {"INSERT ON aioabort_request", "UPDATE ON aioabort_request"}
 
 
-@pytest.fixture(autouse=True)
-def no_agents() -> Iterator[None]:
-    yield
-    stop_agents()
-
-
-def execute(dsn: str, *statements: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())
-
-
 def grant(dsn: str, role: str, *rights: str) -> None:
-    execute(dsn, *(f"GRANT {right} TO {role}" for right in rights))
+    for right in rights:
+        query(dsn, f"GRANT {right} TO {role}")
 
 
 @pytest.fixture
@@ -63,7 +49,7 @@ async def test_right_that_is_taken_away(
     """The error names it, nothing is half done, and all goes on when it is given back."""
     grant(dsn, stranger.role, *NEEDED)
     await asyncio.to_thread(backend.store_result, "before", 1, "PROGRESS")
-    execute(dsn, f"REVOKE {right} FROM {stranger.role}")
+    query(dsn, f"REVOKE {right} FROM {stranger.role}")
     async with AbortClient(app) as client:
         await client.abort("before", reason="why")
         with pytest.raises(StoreError, match=f"denied for {NEEDED[right]}"):
@@ -86,14 +72,13 @@ async def test_right_that_was_never_given(
     dsn: str,
     stranger: Stranger,
     backend: Any,
-    monkeypatch: pytest.MonkeyPatch,
     right: str,
 ) -> None:
-    """The first call is told at once, and a later one works without a restart.
+    """The first call fails at once, and a later one works without a restart.
 
     agent: connects | call: waits for that | server: refuses | call: raises that
     """
-    monkeypatch.setattr(monitor, "ASK_TIMEOUT", 60.0)
+    backend.app.conf.aioabort_timing = Timing(ask_timeout=60.0)
     grant(dsn, stranger.role, *(NEEDED.keys() - {right}))
     async with asyncio.timeout(20):
         with pytest.raises(StoreError, match=f"denied for {NEEDED[right]}"):

@@ -1,4 +1,4 @@
-"""The commands, each against a real database and against what may be wrong."""
+"""Each command, with a working set-up and with each kind of broken one."""
 
 import json
 import os
@@ -14,17 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 
 from aioabort.cli.group import main
 from tests.integration.conftest import Stranger
+from tests.support.apps import MakeApp
+from tests.support.databases import celery_url, query
 
-MakeApp = Callable[..., Celery]
-
-#: A use of each command that reaches PostgreSQL.
+#: Arguments with which each command connects to PostgreSQL.
 COMMANDS = {
     "abort": ["abort", "some-id"],
     "abort-before": ["abort", "--before", "1h"],
@@ -45,23 +44,16 @@ def run(app: Celery, *arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, obj=SimpleNamespace(app=app))
 
 
-def answer(app: Celery, *arguments: str) -> Any:
-    """Return what a command that succeeds prints with ``--json``."""
+def output_json(app: Celery, *arguments: str) -> Any:
+    """Run a command with ``--json``; return its output if it succeeds."""
     result = run(app, *arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
-def execute(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-    """Run one statement and return its rows, if it has any."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        cursor = connection.execute(statement, parameters)
-        return cursor.fetchall() if cursor.description else []
-
-
 def finish(dsn: str, task_id: str, state: str) -> None:
-    """Store the end of a task, as Celery would."""
-    execute(
+    """Store a state of a task, as Celery would."""
+    query(
         dsn,
         "INSERT INTO celery_taskmeta (id, task_id, status, date_done)"
         " VALUES (nextval('task_id_sequence'), %s, %s, now() AT TIME ZONE 'utc')",
@@ -71,13 +63,13 @@ def finish(dsn: str, task_id: str, state: str) -> None:
 
 
 def test_abort(app: Celery, dsn: str) -> None:
-    """The request is stored with all that was said of it, and the answer tells."""
+    """The abort request is stored with all options, and the command prints so."""
     said = ("--reason", "tenant deleted", "--by", "ann", "--grace", "30")
     result = run(app, "abort", "some-id", *said)
 
     assert result.exit_code == 0
     assert result.stdout == "some-id  requested\n"
-    [row] = execute(
+    [row] = query(
         dsn, "SELECT task_id, reason, requested_by, kill_at FROM aioabort_request"
     )
     assert row[:3] == ("some-id", "tenant deleted", "ann")
@@ -85,16 +77,16 @@ def test_abort(app: Celery, dsn: str) -> None:
 
 
 def test_abort_again(app: Celery) -> None:
-    """The first request stays, and the answer tells whose it is: that is a yes."""
+    """The first abort request stays and is printed; the exit code is 0."""
     run(app, "abort", "some-id", "--reason", "why", "--by", "ann")
     result = run(app, "abort", "some-id", "--by", "bob")
 
     assert result.exit_code == 0
-    assert result.stdout == "some-id  requested before, 0 s ago by ann: why\n"
+    assert result.stdout == "some-id  already requested 0 s ago by ann: why\n"
 
 
 def test_abort_of_several(app: Celery, dsn: str) -> None:
-    """Each has its answer; one that is no makes the exit code 1."""
+    """Each task has a receipt; one that had ended makes the exit code 1."""
     finish(dsn, "over", "SUCCESS")
     result = run(app, "abort", "one", "over", "two", "--json")
 
@@ -105,19 +97,19 @@ def test_abort_of_several(app: Celery, dsn: str) -> None:
     assert answers == ["requested", "finished", "requested"]
     assert receipts[1]["state"] == "SUCCESS"
     assert datetime.fromisoformat(receipts[0]["request"]["requested_at"]).tzinfo
-    assert run(app, "abort", "over").stdout == "over  finished before: SUCCESS\n"
+    assert run(app, "abort", "over").stdout == "over  already finished: SUCCESS\n"
 
 
 @pytest.fixture
 def extended(dsn: str, make_app: MakeApp) -> Celery:
-    """An app with three tasks of which Celery knows the name; one has ended."""
+    """An app with three tasks and their names stored; one has ended."""
     for age, name, state in [
         (2, "proj.mail", "RETRY"),
         (1, "proj.index", "SUCCESS"),
         (0, "proj.index", "STARTED"),
     ]:
         finish(dsn, f"id-{age}", state)
-        execute(
+        query(
             dsn,
             "UPDATE celery_taskmeta SET name = %s, date_done = date_done - %s * interval"
             " '1 h' WHERE task_id = %s",
@@ -143,7 +135,7 @@ def extended(dsn: str, make_app: MakeApp) -> Celery:
 def test_abort_by_criteria(
     extended: Celery, options: tuple[str, ...], found: list[str]
 ) -> None:
-    """All are met by those that are asked; nobody found is a no."""
+    """A task must match all criteria; if no task does, the exit code is 1."""
     result = run(extended, "abort", *options, "--by", "ann", "--json")
 
     receipts = json.loads(result.stdout)
@@ -152,50 +144,50 @@ def test_abort_by_criteria(
     assert result.exit_code == (0 if found else 1)
 
 
-class Waiting:
-    """``abort --wait`` as a program that has asked, and waits now."""
+class WaitingProgram:
+    """``abort --wait`` as a program that has made its requests and now waits."""
 
     def __init__(self, program: "subprocess.Popen[str]", dsn: str) -> None:
         self.program = program
         self._dsn = dsn
 
     def settle(self, task_id: str, outcome: str) -> None:
-        """Record the end of a task, as its worker does."""
+        """Store the outcome of a task, as its worker does."""
         statement = (
             "UPDATE aioabort_request SET outcome = %s, outcome_at = now(),"
             " seen_at = now() WHERE task_id = %s"
         )
-        execute(self._dsn, statement, outcome, task_id)
+        query(self._dsn, statement, outcome, task_id)
 
     def read(self) -> str:
-        """Return the next line that it prints."""
+        """Return the next line of its output."""
         assert self.program.stdout is not None
         return self.program.stdout.readline()
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for its end; return its exit code and what else it printed."""
+        """Wait until it exits; return its exit code and the rest of its output."""
         output, errors = self.program.communicate()
         return self.program.returncode, output, errors
 
 
 @pytest.fixture
-def start_waiting(
-    dsn: str, celery_url: Callable[[str], str], tmp_path: Path
-) -> Callable[..., Waiting]:
-    """Starts ``abort`` with these arguments, and returns when it has asked."""
+def start_waiting(dsn: str, tmp_path: Path) -> Callable[..., WaitingProgram]:
+    """Starts ``abort``, and returns when its abort request is stored."""
 
-    def wait(*arguments: str) -> Waiting:
-        waiting = Waiting(start(tmp_path, celery_url(dsn), "abort", *arguments), dsn)
+    def wait(*arguments: str) -> WaitingProgram:
+        waiting = WaitingProgram(
+            start(tmp_path, celery_url(dsn), "abort", *arguments), dsn
+        )
         asked = "SELECT 1 FROM aioabort_request"
-        while waiting.program.poll() is None and not execute(dsn, asked):
+        while waiting.program.poll() is None and not query(dsn, asked):
             pass
         return waiting
 
     return wait
 
 
-def test_abort_that_waits(start_waiting: Callable[..., Waiting]) -> None:
-    """Each end is told as it comes, and all of them are a yes, however they are."""
+def test_abort_that_waits(start_waiting: Callable[..., WaitingProgram]) -> None:
+    """Each outcome is printed as it comes; the exit code is 0 for all outcomes."""
     waiting = start_waiting("a", "b", "--wait")
     assert [waiting.read() for _ in "ab"] == ["a  requested\n", "b  requested\n"]
     waiting.settle("b", "aborted")
@@ -205,9 +197,9 @@ def test_abort_that_waits(start_waiting: Callable[..., Waiting]) -> None:
 
 
 def test_abort_that_waits_for_json(
-    start_waiting: Callable[..., Waiting], dsn: str
+    start_waiting: Callable[..., WaitingProgram], dsn: str
 ) -> None:
-    """The outcomes are in it; one that had ended before is a no, and not waited for."""
+    """The outcomes are in the JSON; a task that had ended has none, and code 1."""
     finish(dsn, "over", "SUCCESS")
     waiting = start_waiting("a", "over", "--wait", "60", "--json")
     waiting.settle("a", "killed")
@@ -220,8 +212,8 @@ def test_abort_that_waits_for_json(
 
 
 @pytest.mark.parametrize("how", [(), ("--json",)])
-def test_abort_that_waits_in_vain(app: Celery, how: tuple[str, ...]) -> None:
-    """The exit code tells that the time is over, and the requests stand."""
+def test_abort_that_waits_too_long(app: Celery, how: tuple[str, ...]) -> None:
+    """The exit code is 5 after the timeout, and the abort requests remain."""
     result = run(app, "abort", "a", "--wait", "0.1", *how)
     assert result.exit_code == 5
     assert result.stderr == "Error: Task 'a' did not end within 0.1 s\n"
@@ -237,9 +229,9 @@ def test_abort_that_waits_in_vain(app: Celery, how: tuple[str, ...]) -> None:
 
 
 def test_abort_that_waits_and_is_interrupted(
-    start_waiting: Callable[..., Waiting],
+    start_waiting: Callable[..., WaitingProgram],
 ) -> None:
-    """Ctrl-C ends the wait with a line; what was asked had been told before."""
+    """Ctrl-C ends the wait with a line; the requests were printed before."""
     waiting = start_waiting("a", "--wait")
     assert waiting.read() == "a  requested\n"
     waiting.program.send_signal(signal.SIGINT)
@@ -247,35 +239,46 @@ def test_abort_that_waits_and_is_interrupted(
 
 
 def test_abort_by_criteria_that_waits(extended: Celery) -> None:
-    """What is found is waited for, too."""
+    """``--wait`` waits for the tasks that the criteria find."""
     result = run(extended, "abort", "--task", "proj.index", "--wait", "0")
     assert (result.exit_code, result.stdout) == (5, "id-0  requested\n")
 
 
 @pytest.mark.parametrize("seconds", ["soon", "some-id"])
-def test_abort_that_waits_for_no_time(app: Celery, seconds: str, dsn: str) -> None:
-    """The error names the option, and nobody is asked."""
+def test_abort_with_a_wrong_wait(app: Celery, seconds: str, dsn: str) -> None:
+    """The error names the option, and no abort request is stored."""
     result = run(app, "abort", "some-id", f"--wait={seconds}")
     assert result.exit_code == 2
     assert "'--wait'" in result.stderr
-    assert execute(dsn, "SELECT * FROM aioabort_request") == []
+    assert query(dsn, "SELECT * FROM aioabort_request") == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("some-id", "--task", "proj.index")])
 def test_abort_of_unclear_tasks(app: Celery, arguments: tuple[str, ...]) -> None:
-    """Nobody is asked without an id or a criterion, or with both."""
+    """Neither ids nor criteria, and both of them, are refused."""
     assert_one_line(run(app, "abort", *arguments), 2, "either by ids or by --task")
 
 
 def test_abort_by_what_celery_does_not_store(app: Celery) -> None:
-    """It says so, rather than finding nothing."""
+    """The error names result_extended; without it no task would be found."""
     result = run(app, "abort", "--task", "proj.index")
     assert_one_line(result, 2, "result_extended")
+    assert "abort_where" not in result.stderr
+
+
+@pytest.mark.parametrize("criterion", [("--task", "proj.index"), ("--before", "2h")])
+def test_abort_by_criteria_where_results_are_elsewhere(
+    make_app: MakeApp, dsn: str, criterion: tuple[str, str]
+) -> None:
+    """The error does not name result_extended, which would not help here."""
+    app = make_app(dsn, aioabort_dsn=dsn)
+    app.conf.update(result_backend="cache+memory://", result_backend_thread_safe=True)
+    assert_one_line(run(app, "abort", *criterion), 2, "stores its results elsewhere")
 
 
 @pytest.mark.parametrize("before", ["yesterday", "-1s", "9999999d", "1 week", ""])
-def test_abort_before_what_is_no_moment(app: Celery, before: str) -> None:
-    """The error names the option and what it takes."""
+def test_abort_with_a_wrong_before(app: Celery, before: str) -> None:
+    """The error names the option and the formats that it accepts."""
     result = run(app, "abort", "--before", before)
     assert result.exit_code == 2
     assert "'--before'" in result.stderr
@@ -283,20 +286,20 @@ def test_abort_before_what_is_no_moment(app: Celery, before: str) -> None:
 
 
 def test_list(app: Celery, dsn: str) -> None:
-    """The newest comes first, and what was settled can be left out."""
+    """The newest comes first; ``--pending`` leaves out requests with an outcome."""
     for task_id in ("a", "b", "c"):
         run(app, "abort", task_id, "--by", "ann", "--reason", f"{task_id}\x1b[2J\n")
-    execute(
+    query(
         dsn,
         "UPDATE aioabort_request SET seen_at = now(), seen_by = 'celery@host pid 1',"
         " outcome = 'aborted', outcome_at = now() WHERE task_id = 'b'",
     )
 
-    assert [r["task_id"] for r in answer(app, "list")] == ["c", "b", "a"]
-    assert [r["task_id"] for r in answer(app, "list", "--pending")] == ["c", "a"]
-    assert [r["task_id"] for r in answer(app, "list", "--limit", "1")] == ["c"]
+    assert [r["task_id"] for r in output_json(app, "list")] == ["c", "b", "a"]
+    assert [r["task_id"] for r in output_json(app, "list", "--pending")] == ["c", "a"]
+    assert [r["task_id"] for r in output_json(app, "list", "--limit", "1")] == ["c"]
     lines = run(app, "list").stdout.splitlines()
-    assert " ".join(lines[0].split()) == "TASK ASKED AGE BY REASON SEEN BY OUTCOME"
+    assert " ".join(lines[0].split()) == "TASK REQUESTED AGE BY REASON SEEN BY OUTCOME"
     assert lines[2].split()[0] == "b"
     assert lines[2].endswith("celery@host pid 1  aborted")
     assert len(lines) == 4
@@ -304,30 +307,30 @@ def test_list(app: Celery, dsn: str) -> None:
 
 
 def test_status(app: Celery, dsn: str) -> None:
-    """It tells the state and the request, stage by stage."""
+    """It prints the state, and each stage of the abort request."""
     run(app, "abort", "some-id", "--by", "ann", "--reason", "why", "--grace", "30")
     text = run(app, "status", "some-id").stdout
     assert text.startswith("some-id  ABORTED\nasked to stop 0 s ago by ann: why\n")
     assert "will be killed at" in text
 
-    execute(
+    query(
         dsn,
         "UPDATE aioabort_request SET seen_at = requested_at + interval '12 ms',"
         " seen_by = 'celery@host pid 1', outcome = 'aborted',"
         " outcome_at = requested_at + interval '40 ms'",
     )
-    execute(dsn, "UPDATE celery_taskmeta SET status = 'REVOKED'")
+    query(dsn, "UPDATE celery_taskmeta SET status = 'REVOKED'")
     assert run(app, "status", "some-id").stdout.splitlines()[2:] == [
         "seen after 0.012 s by celery@host pid 1",
         "aborted after 0.040 s",
     ]
-    told = answer(app, "status", "some-id")
+    told = output_json(app, "status", "some-id")
     assert (told["state"], told["is_finished"]) == ("REVOKED", True)
     assert told["request"]["outcome"] == "aborted"
 
 
 def test_status_of_an_unknown_task(app: Celery) -> None:
-    """The exit code says so; a queued task leaves no trace, either."""
+    """The exit code is 1, as for a queued task."""
     result = run(app, "status", "some-id")
 
     assert result.exit_code == 1
@@ -335,34 +338,37 @@ def test_status_of_an_unknown_task(app: Celery) -> None:
 
 
 def test_cleanup(app: Celery, dsn: str) -> None:
-    """What has expired goes, in batches, and the rest stays."""
+    """Expired requests are deleted, in batches; the others stay."""
     run(app, "abort", "kept")
-    execute(
+    query(
         dsn,
         "INSERT INTO aioabort_request (task_id, expires_at)"
         " SELECT 'old-' || n, now() - interval '1 s' FROM generate_series(1, 2500) n",
     )
 
-    assert answer(app, "cleanup") == {"deleted": 2500}
-    assert execute(dsn, "SELECT task_id FROM aioabort_request") == [("kept",)]
-    assert run(app, "cleanup").stdout == "0 requests deleted\n"
+    assert output_json(app, "cleanup") == {"deleted": 2500}
+    assert query(dsn, "SELECT task_id FROM aioabort_request") == [("kept",)]
+    assert run(app, "cleanup").stdout == "0 abort requests deleted\n"
 
 
 def test_init_db(empty_dsn: str, make_app: MakeApp) -> None:
-    """The table is created, whatever the setting says, and once."""
+    """The table is created even if aioabort_create_tables is False, and only once."""
     app = make_app(empty_dsn, aioabort_create_tables=False)
 
-    assert answer(app, "init-db") == {"table": '"aioabort_request"', "created": True}
-    assert run(app, "init-db").stdout == '"aioabort_request" is there already\n'
+    assert output_json(app, "init-db") == {
+        "table": '"public"."aioabort_request"',
+        "created": True,
+    }
+    assert run(app, "init-db").stdout == '"public"."aioabort_request" already exists\n'
 
 
 def test_printed_sql_creates_the_same_table(
     dsn: str, empty_dsn: str, make_app: MakeApp
 ) -> None:
-    """A DBA who runs it gets what aioabort would have created."""
+    """The SQL creates the table that aioabort would create."""
     statements = run(make_app("postgresql://nowhere.invalid/x"), "init-db", "--sql")
     assert statements.exit_code == 0
-    execute(empty_dsn, statements.stdout)
+    query(empty_dsn, statements.stdout)
 
     columns = (
         "SELECT column_name, data_type, is_nullable, column_default"
@@ -374,13 +380,13 @@ def test_printed_sql_creates_the_same_table(
         " ORDER BY indexname"
     )
     for statement in (columns, indexes):
-        assert execute(dsn, statement) == execute(empty_dsn, statement) != []
+        assert query(dsn, statement) == query(empty_dsn, statement) != []
 
 
 def test_doctor(app: Celery, dsn: str) -> None:
-    """Where all is well, it says by which way, how fast, and what is pending."""
+    """If all is well, it prints the mode, the latency and the pending requests."""
     run(app, "abort", "some-id")
-    execute(
+    query(
         dsn,
         "INSERT INTO aioabort_request (task_id, expires_at, outcome)"
         " VALUES ('old', now() - interval '1 s', 'aborted')",
@@ -391,10 +397,10 @@ def test_doctor(app: Celery, dsn: str) -> None:
     lines = result.stdout.splitlines()
     assert all(line.startswith("ok   ") for line in lines)
     assert lines[0].startswith("ok   PostgreSQL ")
-    assert re.fullmatch(r"ok   notify: notifications arrive within [\d.]+ ms", lines[3])
-    assert lines[4].startswith("ok   1 requests pending, 1 unseen for up to ")
-    assert lines[5] == "ok   1 requests have expired: run cleanup"
-    told = answer(app, "doctor")
+    assert re.fullmatch(r"ok   notify: notifications arrive within [\d.]+ ms", lines[4])
+    assert lines[5].startswith("ok   1 abort requests pending, 1 unseen for up to ")
+    assert lines[6] == "ok   1 abort requests have expired: run cleanup"
+    told = output_json(app, "doctor")
     assert told["is_well"] is True
     assert told["notifications"]["mode"] == "notify"
     assert told["requests"]["pending"] == 1
@@ -403,11 +409,11 @@ def test_doctor(app: Celery, dsn: str) -> None:
 def test_doctor_leaves_the_table_to_be_created(
     empty_dsn: str, make_app: MakeApp
 ) -> None:
-    """It changes nothing, and says what will be done, or is to be done."""
+    """It changes nothing, and says who will create the table, or must create it."""
     result = run(make_app(empty_dsn), "doctor")
     assert result.exit_code == 0
     assert "will be created at first use" in result.stdout
-    assert execute(empty_dsn, "SELECT to_regclass('aioabort_request')") == [(None,)]
+    assert query(empty_dsn, "SELECT to_regclass('aioabort_request')") == [(None,)]
 
     result = run(make_app(empty_dsn, aioabort_create_tables=False), "doctor")
     assert result.exit_code == 1
@@ -416,15 +422,15 @@ def test_doctor_leaves_the_table_to_be_created(
 
 
 def test_doctor_of_an_older_table(app: Celery, dsn: str) -> None:
-    """A column that is missing is named."""
-    execute(dsn, "ALTER TABLE aioabort_request DROP COLUMN traceparent")
+    """It names the missing column."""
+    query(dsn, "ALTER TABLE aioabort_request DROP COLUMN traceparent")
     result = run(app, "doctor")
     assert result.exit_code == 1
     assert "has no columns traceparent" in result.stdout
 
 
 def test_doctor_without_notifications(make_app: MakeApp, dsn: str) -> None:
-    """Polling is no fault where it is wanted."""
+    """Polling is no problem if aioabort_notify is False."""
     app = make_app(dsn, aioabort_notify=False, aioabort_poll_interval=0.5)
     result = run(app, "doctor")
     assert result.exit_code == 0
@@ -434,14 +440,14 @@ def test_doctor_without_notifications(make_app: MakeApp, dsn: str) -> None:
 def test_doctor_where_notifications_do_not_arrive(
     make_app: MakeApp, dsn: str, empty_dsn: str
 ) -> None:
-    """As if a pooler stood before it: another database's notifications are not ours."""
+    """As with a pooler: the listener's database gets no notification of ours."""
     result = run(make_app(dsn, aioabort_listen_dsn=empty_dsn), "doctor")
     assert result.exit_code == 1
-    assert "BAD  poll only, every 1 s: none arrived in time" in result.stdout
+    assert "BAD  poll only, every 1 s: no notification arrived in time" in result.stdout
 
 
 def test_doctor_where_the_listener_cannot_connect(make_app: MakeApp, dsn: str) -> None:
-    """It is told apart from a database that is down."""
+    """It is a finding, not the error for an unreachable database."""
     app = make_app(dsn, aioabort_listen_dsn="postgresql://a:secret@127.0.0.1:1/x")
     result = run(app, "doctor")
     assert result.exit_code == 1
@@ -450,7 +456,7 @@ def test_doctor_where_the_listener_cannot_connect(make_app: MakeApp, dsn: str) -
 
 
 def assert_one_line(result: Result, code: int, text: str) -> None:
-    """Check the exit code, and that one clear line and nothing else was printed."""
+    """Check the exit code, and that one error line was printed and nothing else."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
@@ -461,22 +467,40 @@ def assert_one_line(result: Result, code: int, text: str) -> None:
 @pytest.mark.parametrize("task_id", ["", "x" * 156, "nul\0"])
 @pytest.mark.parametrize("name", ["abort", "status", "watch"])
 def test_wrong_id(app: Celery, dsn: str, name: str, task_id: str) -> None:
-    """It is refused before anything is written."""
+    """It is refused, and nothing is stored."""
     assert_one_line(run(app, name, task_id), 2, "task id")
-    assert execute(dsn, "SELECT * FROM aioabort_request") == []
+    assert query(dsn, "SELECT * FROM aioabort_request") == []
 
 
 @pytest.mark.parametrize(
     "option", [("--reason", "x" * 5000), ("--by", "\0"), ("--grace", "-1")]
 )
 def test_wrong_option(app: Celery, option: tuple[str, str]) -> None:
-    """The line names what is wrong."""
+    """The error names the option."""
     assert_one_line(run(app, "abort", "some-id", *option), 2, option[0][2:])
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("abort", "some-id"), "--grace"),
+        (("abort", "some-id"), "--wait"),
+        (("watch",), "--interval"),
+    ],
+)
+def test_option_that_is_no_number(
+    app: Celery, dsn: str, command: tuple[str, ...], option: str
+) -> None:
+    """A NaN is refused before anything is stored."""
+    result = run(app, *command, option, "nan")
+    assert result.exit_code == 2
+    assert option.strip("-") in result.output
+    assert query(dsn, "SELECT * FROM aioabort_request") == []
 
 
 @every_command
 def test_wrong_dsn(make_app: MakeApp, name: str) -> None:
-    """The line names the setting and nothing of the password."""
+    """The error names the setting, and shows no part of the password."""
     app = make_app("postgresql://ann:se@cret@host/db?x=1")
     result = run(app, *COMMANDS[name])
     assert_one_line(result, 2, "result_backend: ")
@@ -485,7 +509,7 @@ def test_wrong_dsn(make_app: MakeApp, name: str) -> None:
 
 @every_command
 def test_no_postgresql(make_app: MakeApp, name: str) -> None:
-    """An app that names none is told so."""
+    """Without a PostgreSQL URL in the settings, the error says so."""
     app = make_app("postgresql://host/db")
     app.conf.result_backend = "redis://:secret@host"
     result = run(app, *COMMANDS[name])
@@ -495,7 +519,7 @@ def test_no_postgresql(make_app: MakeApp, name: str) -> None:
 
 @every_command
 def test_database_down(make_app: MakeApp, name: str) -> None:
-    """The exit code says that a later try may succeed."""
+    """The exit code 4 says that a retry may succeed."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     app = make_app(f"postgresql://ann:secret@127.0.0.1:{port}/db")
@@ -506,31 +530,33 @@ def test_database_down(make_app: MakeApp, name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_table(empty_dsn: str, make_app: MakeApp, name: str) -> None:
-    """Where it must not be created, the line tells which one is missing."""
+    """If aioabort may not create the table, the error names it."""
     app = make_app(empty_dsn, aioabort_create_tables=False)
     assert_one_line(run(app, *COMMANDS[name]), 3, '"aioabort_request" is missing')
 
 
 def test_doctor_of_a_stranger(dsn: str, make_app: MakeApp, stranger: Stranger) -> None:
-    """The rights that are missing are named, and those of cleanup are not needed."""
+    """It names the missing privileges; cleanup's are not required."""
     app = make_app(stranger.dsn(dsn))
-    execute(dsn, f"GRANT SELECT ON celery_taskmeta TO {stranger.role}")
+    query(dsn, f"GRANT SELECT ON celery_taskmeta TO {stranger.role}")
     result = run(app, "doctor")
 
     assert result.exit_code == 1
     [line] = [text for text in result.stdout.splitlines() if "lacks" in text]
     assert line == (
-        'BAD  the role lacks SELECT on "aioabort_request",'
-        ' INSERT on "aioabort_request", UPDATE on "aioabort_request",'
-        ' INSERT on "celery_taskmeta", UPDATE on "celery_taskmeta",'
-        ' USAGE on "task_id_sequence"'
+        'BAD  the role lacks SELECT on "public"."aioabort_request",'
+        ' INSERT on "public"."aioabort_request",'
+        ' UPDATE on "public"."aioabort_request",'
+        ' INSERT on "public"."celery_taskmeta",'
+        ' UPDATE on "public"."celery_taskmeta",'
+        ' USAGE on "public"."task_id_sequence"'
     )
     assert stranger.password not in result.output
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"doctor", "init-db"}))
 def test_no_rights(dsn: str, make_app: MakeApp, stranger: Stranger, name: str) -> None:
-    """PostgreSQL's own words tell what may not be done."""
+    """The error quotes PostgreSQL."""
     app = make_app(stranger.dsn(dsn))
     result = run(app, *COMMANDS[name])
     assert_one_line(result, 3, "permission denied")
@@ -540,14 +566,14 @@ def test_no_rights(dsn: str, make_app: MakeApp, stranger: Stranger, name: str) -
 def test_no_right_to_create(
     empty_dsn: str, make_app: MakeApp, stranger: Stranger
 ) -> None:
-    """A role that may not create the table is told so."""
-    execute(empty_dsn, "REVOKE CREATE ON SCHEMA public FROM public")
+    """The error quotes PostgreSQL if the role may not create the table."""
+    query(empty_dsn, "REVOKE CREATE ON SCHEMA public FROM public")
     app = make_app(stranger.dsn(empty_dsn))
     assert_one_line(run(app, "init-db"), 3, "permission denied")
 
 
 def test_trouble_of_celerys_own_backend(app: Celery, tmp_path: Path) -> None:
-    """Whatever it raises is told in a line."""
+    """An unknown exception is printed in one line, with its type."""
     app.conf.aioabort_dsn = app.conf.result_backend
     app.conf.result_backend = f"db+sqlite:///{tmp_path}/no/such/folder/db"
     assert_one_line(run(app, "list"), 3, "OperationalError")
@@ -571,10 +597,8 @@ def start(folder: Path, backend: str, *arguments: str) -> "subprocess.Popen[str]
     )
 
 
-def test_as_a_program(
-    dsn: str, celery_url: Callable[[str], str], tmp_path: Path
-) -> None:
-    """Celery finds the commands, and scripts their exit codes; no worker runs."""
+def test_as_a_program(dsn: str, tmp_path: Path) -> None:
+    """Celery finds the commands and passes on their exit codes; no worker runs."""
     program = start(tmp_path, celery_url(dsn), "abort", "some-id", "--json")
     output, errors = program.communicate()
     assert (program.returncode, errors) == (0, "")
@@ -587,7 +611,7 @@ def test_as_a_program(
 
 @every_command
 def test_interrupted(tmp_path: Path, name: str) -> None:
-    """Ctrl-C ends it with a line, while it waits for a server that says nothing."""
+    """Ctrl-C ends it with a line, while it waits for a server that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         backend = f"db+postgresql://ann@127.0.0.1:{port}/db"
@@ -600,15 +624,13 @@ def test_interrupted(tmp_path: Path, name: str) -> None:
     assert program.returncode == 130
 
 
-def test_watch(
-    app: Celery, dsn: str, celery_url: Callable[[str], str], tmp_path: Path
-) -> None:
-    """Each request is a line when it is made, and another one when it has changed."""
+def test_watch(app: Celery, dsn: str, tmp_path: Path) -> None:
+    """It prints a line for each new abort request, and for each change."""
     program = start(tmp_path, celery_url(dsn), "watch", "--interval", "0.1", "--json")
     assert program.stdout is not None
     run(app, "abort", "some-id", "--by", "ann")
     first = json.loads(program.stdout.readline())
-    execute(dsn, "UPDATE aioabort_request SET seen_at = now(), seen_by = 'a worker'")
+    query(dsn, "UPDATE aioabort_request SET seen_at = now(), seen_by = 'a worker'")
     second = json.loads(program.stdout.readline())
     program.send_signal(signal.SIGINT)
 
@@ -618,10 +640,8 @@ def test_watch(
     assert (first["seen_by"], second["seen_by"]) == (None, "a worker")
 
 
-def test_watch_on_a_terminal(
-    app: Celery, dsn: str, celery_url: Callable[[str], str], tmp_path: Path
-) -> None:
-    """A table takes the place of the one before it; a reason draws nothing of its own."""
+def test_watch_on_a_terminal(app: Celery, dsn: str, tmp_path: Path) -> None:
+    """The table is redrawn in place; markup in a reason is shown as text."""
     run(app, "abort", "some-id", "--reason", "[red]why[/red]")
     (tmp_path / "proj.py").write_text(PROJECT.format(backend=celery_url(dsn)))
     main_end, terminal = pty.openpty()
@@ -635,7 +655,7 @@ def test_watch_on_a_terminal(
     )
     os.close(terminal)
     shown = b""
-    # The heading comes again, with the table that the second look has drawn.
+    # The second query redraws the table, with its heading.
     while shown.count(b"OUTCOME") < 2:
         shown += os.read(main_end, 4096)
     program.send_signal(signal.SIGINT)

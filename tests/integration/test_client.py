@@ -4,8 +4,10 @@ There is no worker here: a test stores results as a worker would.
 """
 
 import asyncio
+import gc
 import logging
-from collections.abc import Callable
+import pickle
+import weakref
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from anyio import fail_after, to_thread
 from celery import Celery, states
 from celery.exceptions import ImproperlyConfigured, TaskRevokedError
+from celery.local import Proxy
 
 from aioabort import (
     AbortableAsyncResult,
@@ -24,24 +27,25 @@ from aioabort import (
     AioabortError,
     ClientClosed,
     InvalidRequest,
+    ResultMissing,
     StoreError,
     StoreUnavailable,
     TaskAborted,
     WaitTimeout,
 )
-from aioabort.postgres.store import Store
-from tests.integration.conftest import Network
-from tests.integration.steps import are_awaited, end, until, waiting_for
-
-MakeApp = Callable[..., Celery]
-
-#: So long that a test which depends on the poll would time out.
-NEVER_POLLED = 3_600.0
-
-CONNECTIONS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'aioabort'
-"""
+from aioabort.models import Outcome
+from aioabort.postgres.request_store import RequestStore
+from tests.integration.steps import (
+    CONNECTIONS,
+    are_awaited,
+    end,
+    listening,
+    waiting_for,
+)
+from tests.support.apps import MakeApp
+from tests.support.databases import query_dicts
+from tests.support.network import Network
+from tests.support.waiting import BOUND, NEVER_POLLED, until
 
 
 async def test_a_value_is_returned(
@@ -123,14 +127,14 @@ async def test_an_undecodable_result_is_an_error_of_that_task_alone(
 
 
 async def test_a_notification_ends_the_wait(
-    dsn: str, make_app: MakeApp, store: Store, task_id: str
+    dsn: str, make_app: MakeApp, store: RequestStore, task_id: str
 ) -> None:
     """The end of a task is noticed without any poll."""
     app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
     async with AbortClient(app) as client:
         waiting = await waiting_for(client, task_id)
         await end(app, task_id, "value", states.SUCCESS)
-        await store.hint_clients([task_id])
+        await store.notify_clients([task_id])
         with fail_after(5):
             assert await waiting == "value"
 
@@ -151,9 +155,9 @@ async def test_the_poll_ends_the_wait(
 async def test_an_end_before_the_client_listens_is_not_missed(
     dsn: str, make_app: MakeApp, task_id: str
 ) -> None:
-    """The first look finds what ended while nobody listened.
+    """The first query finds a task that ended before the client listened.
 
-    task ends, NOTIFY to nobody | LISTEN | wait(): looks at once
+    task ends, NOTIFY unheard | LISTEN | wait(): queries at once
     """
     app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
     await end(app, task_id, "value", states.SUCCESS)
@@ -180,7 +184,7 @@ async def test_no_time_to_wait_is_one_look(
 
 
 async def test_one_waiter_that_gives_up_does_not_disturb_the_others(
-    app: Celery, client: AbortClient, store: Store, task_id: str
+    app: Celery, client: AbortClient, store: RequestStore, task_id: str
 ) -> None:
     """Many wait for one task; those who are cancelled leave, the rest get the value."""
     waiters = [asyncio.create_task(client.wait(task_id)) for _ in range(10)]
@@ -188,7 +192,7 @@ async def test_one_waiter_that_gives_up_does_not_disturb_the_others(
     for waiter in waiters[::2]:
         waiter.cancel()
     await end(app, task_id, "value", states.SUCCESS)
-    await store.hint_clients([task_id])
+    await store.notify_clients([task_id])
     with fail_after(5):
         answers = await asyncio.gather(*waiters, return_exceptions=True)
     assert answers[1::2] == ["value"] * 5
@@ -211,7 +215,7 @@ async def test_a_receipt_tells_the_three_cases_apart(
 
 
 async def test_a_snapshot_tells_all_that_is_known(
-    app: Celery, client: AbortClient, store: Store, task_id: str
+    app: Celery, client: AbortClient, store: RequestStore, task_id: str
 ) -> None:
     """State, result, traceback and date of the task; who, why, when of the request."""
     unknown = await client.snapshot(task_id)
@@ -248,19 +252,49 @@ async def test_a_snapshot_tells_all_that_is_known(
 
 
 async def test_a_task_that_stores_nothing_ends_with_its_request(
-    client: AbortClient, store: Store
+    client: AbortClient, store: RequestStore
 ) -> None:
-    """Where no result is stored, the outcome of the request ends the wait."""
-    stopped, returned = str(uuid4()), str(uuid4())
-    requests = await store.request([stopped, returned], "why")
+    """Where no result is stored, the outcome of the request ends the wait.
+
+    Only that of an abort says how: the others may hide a value or an error.
+    """
+    outcomes: list[Outcome] = ["aborted", "returned", "failed", "too_late"]
+    requests = await store.request_aborts(outcomes, "why")
     await store.record_outcomes(
-        [requests[stopped], requests[returned]], ["aborted", "returned"], [0.0, 0.0]
+        [requests[outcome] for outcome in outcomes], outcomes, [0.0] * 4
     )
     with fail_after(5):
-        assert await client.wait(returned) is None
         with pytest.raises(TaskAborted, match="why"):
-            await client.wait(stopped)
-    assert (await client.snapshot(returned)).is_finished
+            await client.wait("aborted")
+        for outcome in outcomes[1:]:
+            with pytest.raises(ResultMissing, match=f"{outcome}.* has expired"):
+                await client.wait(outcome)
+            assert (await client.snapshot(outcome)).is_finished
+        errors = await client.gather(outcomes, return_exceptions=True)
+    assert [type(error) for error in errors] == [TaskAborted] + [ResultMissing] * 3
+
+
+async def test_an_expired_result_is_not_a_none(
+    app: Celery, client: AbortClient, store: RequestStore, dsn: str, task_id: str
+) -> None:
+    """After Celery's cleanup, a task that had failed does not seem to have a value.
+
+    request | the task fails | outcome | Celery deletes the result | wait
+    """
+    requests = await store.request_aborts([task_id])
+    await end(app, task_id, ValueError("x"), states.FAILURE)
+    await store.record_outcomes([requests[task_id]], ["failed"], [0.0])
+    with pytest.raises(ValueError, match="x"):
+        await client.wait(task_id, timeout=5)
+
+    query_dicts(dsn, "UPDATE celery_taskmeta SET date_done = now() - interval '3 days'")
+    await to_thread.run_sync(app.backend.cleanup)
+
+    with pytest.raises(ResultMissing) as caught:
+        await client.wait(task_id, timeout=5)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (copied.task_id, copied.outcome) == (task_id, "failed")
+    assert str(copied) == str(caught.value)
 
 
 @pytest.mark.parametrize("verb", ["abort", "wait", "snapshot", "is_aborted"])
@@ -291,7 +325,7 @@ async def test_a_client_that_is_not_open_says_so(app: Celery, task_id: str) -> N
 
 
 async def test_closing_ends_every_wait(app: Celery, task_id: str) -> None:
-    """Nobody waits for ever on a client that was closed."""
+    """No wait on a closed client goes on for ever."""
     async with AbortClient(app) as client:
         waiting = await waiting_for(client, task_id)
     with fail_after(5), pytest.raises(ClientClosed):
@@ -329,14 +363,28 @@ def test_a_result_needs_no_client(app: Celery, dsn: str, task_id: str) -> None:
 
     assert asyncio.run(abort()) >= 2
 
-    async def all_closed() -> None:
-        with fail_after(5):
-            while await count():
-                await asyncio.sleep(0.01)
+    async def all_closed() -> bool:
+        return await count() == 0
 
-    asyncio.run(all_closed())
+    asyncio.run(until(all_closed))
     # Another loop gets another client.
     assert asyncio.run(abort_again(app, task_id)) == "requested_before"
+
+
+def test_a_loop_is_freed_after_its_last_result(app: Celery, task_id: str) -> None:
+    """A loop that has used results is collected once ``asyncio.run()`` has closed it.
+
+    Frameworks that run one loop for each HTTP request would keep all of them in memory.
+    """
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def read() -> str:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        return (await AbortableAsyncResult(task_id, app=app).snapshot()).state
+
+    assert [asyncio.run(read()) for _ in range(3)] == ["PENDING"] * 3
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
 
 
 async def abort_again(app: Celery, task_id: str) -> str:
@@ -355,7 +403,7 @@ def test_making_a_result_does_not_connect(make_app: MakeApp, task_id: str) -> No
 async def test_an_unreachable_server_is_a_clear_error(
     make_app: MakeApp, task_id: str
 ) -> None:
-    """Nobody listens at the address: opening says so, and does not print a password."""
+    """No server listens at the address: opening says so, and prints no password."""
     app = make_app("postgresql://me:s3cretWord@127.0.0.1:1/db")
     with (
         fail_after(15),
@@ -372,11 +420,24 @@ async def test_an_unreachable_server_is_a_clear_error(
 async def test_a_database_that_does_not_exist_is_a_clear_error(
     dsn: str, make_app: MakeApp
 ) -> None:
-    """The error has the server's own words."""
+    """The error has the server's own words, and the setting with the address."""
     missing = dsn.replace("/aioabort_", "/missing_")
-    app = make_app(missing)
-    with fail_after(15), pytest.raises(StoreError, match=r'"missing_.*does not exist'):
-        await AbortClient(app).open()
+    for setting, app in {
+        "result_backend": make_app(missing),
+        "aioabort_dsn": make_app(dsn, aioabort_dsn=missing),
+    }.items():
+        words = rf'"missing_.*does not exist \(from {setting}: postgresql://.*/missing_'
+        with fail_after(15), pytest.raises(StoreError, match=words):
+            await AbortClient(app).open()
+
+
+def test_a_name_is_no_app(app: Celery) -> None:
+    """The error says what to pass; Celery's proxy of an app is an app."""
+    name: Any = "proj"
+    with pytest.raises(TypeError, match=r"must be your Celery app.*not 'proj'"):
+        AbortClient(name)
+    proxy: Any = Proxy(lambda: app)
+    assert AbortClient(proxy).is_closed is False
 
 
 @pytest.mark.parametrize("backend", ["redis://:s3cretWord@host/0", "disabled", None])
@@ -409,7 +470,7 @@ async def test_a_wait_outlives_an_outage(
 ) -> None:
     """While PostgreSQL is away, ``abort()`` raises and ``wait()`` goes on.
 
-    wait() | connections reset | task ends, its notification reaches nobody | back
+    wait() | connections reset | task ends, its notification is lost | back
     """
     client_app = make_app(network.dsn, aioabort_poll_interval=0.1)
     caplog.set_level(logging.INFO, "aioabort")
@@ -441,19 +502,19 @@ async def test_a_listener_that_was_ended_listens_again(
 ) -> None:
     """``pg_terminate_backend`` costs a reconnect, and what ended meanwhile is found.
 
-    wait() | listener ended | task ends, NOTIFY to nobody | LISTEN again, look at all
+    wait() | listener ended | task ends, NOTIFY unheard | LISTEN again, look at all
     """
-    app = make_app(dsn, aioabort_poll_interval=5.0)
+    app = make_app(dsn, aioabort_poll_interval=NEVER_POLLED)
     async with AbortClient(app) as client:
         waiting = await waiting_for(client, task_id)
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         ended = await database.fetchval(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
         )
         assert ended == 1
         await end(app, task_id, "value", states.SUCCESS)
-        with fail_after(4):
+        with fail_after(BOUND):
             assert await waiting == "value"
 
 

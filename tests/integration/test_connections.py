@@ -2,8 +2,6 @@
 
 import asyncio
 import gc
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +10,7 @@ import anyio.lowlevel
 import asyncpg
 import psycopg
 import pytest
-from anyio import fail_after, sleep, to_thread
+from anyio import fail_after, to_thread
 from celery import Celery
 
 from aioabort import (
@@ -23,19 +21,12 @@ from aioabort import (
     WrongLoop,
 )
 from aioabort.dsn import parse_dsn
-from aioabort.postgres.connection import connect, new_connection
-from tests.integration.conftest import Network
-from tests.integration.steps import end, until, waiting_for
-
-MakeApp = Callable[..., Celery]
-
-#: So long that a test which depends on the poll would time out.
-NEVER_POLLED = 3_600.0
-
-OURS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'aioabort'
-"""
+from aioabort.postgres.connection import PING, connect, new_connection
+from aioabort.timing import Timing
+from tests.integration.steps import CONNECTIONS, end, listening, waiting_for
+from tests.support.apps import MakeApp
+from tests.support.network import Network
+from tests.support.waiting import block_until, until
 
 
 async def test_a_lent_pool_is_used_and_stays_open(
@@ -45,9 +36,9 @@ async def test_a_lent_pool_is_used_and_stays_open(
     settings = {"application_name": "mine"}
     async with asyncpg.create_pool(dsn, min_size=1, server_settings=settings) as pool:
         async with AbortClient(app, pool=pool) as client:
-            await until(lambda: client.health().mode == "notify")
+            await listening(client)
             assert (await client.abort(task_id)).answer == "requested"
-            assert await database.fetchval(OURS) == 1
+            assert await database.fetchval(CONNECTIONS) == 1
         assert not pool.is_closing()
         assert await pool.fetchval("SELECT count(*) FROM aioabort_request") == 1
 
@@ -88,7 +79,7 @@ def test_something_else_than_a_pool_is_refused(app: Celery, dsn: str) -> None:
 async def test_a_pool_that_is_closed_too_early_ends_every_wait(
     dsn: str, make_app: MakeApp, task_id: str
 ) -> None:
-    """A pool does not come back, so nobody waits for it.
+    """A pool does not come back, so no call waits for it.
 
     wait() | the user closes the pool | wait() and abort() raise
     """
@@ -128,7 +119,7 @@ async def test_a_client_belongs_to_one_loop(app: Celery, task_id: str) -> None:
 
 
 def test_a_client_ends_with_its_loop(app: Celery, dsn: str, task_id: str) -> None:
-    """A client that nobody closed is closed by the end of its loop, and says so."""
+    """The end of its loop closes a client that is still open, with a warning."""
 
     async def leave_open() -> AbortClient:
         client = AbortClient(app)
@@ -145,12 +136,8 @@ def test_a_client_ends_with_its_loop(app: Celery, dsn: str, task_id: str) -> Non
     client = asyncio.run(leave_open())
     assert client.is_closed
     asyncio.run(use(client))
-    with psycopg.connect(dsn) as connection:
-        deadline = time.monotonic() + 10
-        while connection.execute(OURS).fetchone() != (0,):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-            connection.rollback()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        block_until(lambda: connection.execute(CONNECTIONS).fetchone() == (0,))
 
 
 async def test_a_closed_client_cannot_be_opened_again(app: Celery) -> None:
@@ -185,7 +172,7 @@ async def test_health_tells_how_a_client_hears(
     assert (closed.mode, closed.is_connected) == ("poll", False)
     assert closed.reason == "the client is not open"
     async with client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         waiting = await waiting_for(client, task_id)
         health = client.health()
         assert (health.reason, health.staleness, health.waiters) == (None, 10.0, 1)
@@ -212,7 +199,7 @@ async def test_health_tells_of_an_outage_and_of_its_end(
     """
     app = make_app(network.dsn, aioabort_poll_interval=0.1)
     async with AbortClient(app) as client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         await network.cut()
         await until(lambda: client.health().mode == "poll")
         await until(lambda: not client.health().is_connected)
@@ -220,7 +207,7 @@ async def test_health_tells_of_an_outage_and_of_its_end(
         assert "PostgreSQL is away" in (health.reason or "")
         assert "PostgreSQL is away" in (health.last_error or "")
         await network.mend()
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         await until(lambda: client.health().is_connected)
         assert "PostgreSQL is away" in (client.health().last_error or "")
 
@@ -239,7 +226,7 @@ async def test_a_service_is_looked_up(
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     app = make_app(dsn, aioabort_dsn="postgresql:///?service=mine")
     async with AbortClient(app) as client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         assert (await client.abort(task_id)).answer == "requested"
 
 
@@ -278,7 +265,7 @@ async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
     loop.set_exception_handler(lambda _, context: errors.append(context))
     for turns in range(20):
         connecting = asyncio.create_task(
-            new_connection(parse_dsn(network.dsn, setting="dsn"))
+            new_connection(parse_dsn(network.dsn, setting="dsn"), Timing(), PING)
         )
         for _ in range(turns):
             await anyio.lowlevel.checkpoint()
@@ -288,9 +275,11 @@ async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
 
     gc.collect()
     assert errors == []
-    with fail_after(10):
-        while await database.fetchval(OURS):
-            await sleep(0.01)
+
+    async def all_closed() -> bool:
+        return await database.fetchval(CONNECTIONS) == 0
+
+    await until(all_closed)
 
 
 @pytest.mark.parametrize("cancelled", [1, 2])
@@ -301,7 +290,7 @@ async def test_cancelled_statements_end_no_other(
 
     So does one that waits behind another that was cancelled while it waited.
     """
-    async with connect(parse_dsn(network.dsn, setting="dsn")) as link:
+    async with connect(parse_dsn(network.dsn, setting="dsn"), Timing()) as link:
         await link.fetch("SELECT 1")
         network.freeze()
         for _ in range(cancelled):
@@ -314,5 +303,5 @@ async def test_cancelled_statements_end_no_other(
         with fail_after(10):
             await asyncio.wait([next_one])
         assert isinstance(next_one.exception(), OSError | asyncpg.InterfaceError)
-    transport = link.connection._transport  # type: ignore[attr-defined]
+    transport = link.asyncpg_connection._transport  # type: ignore[attr-defined]
     assert transport.is_closing()

@@ -86,7 +86,7 @@ def test_a_pickled_result_is_the_apps_again(app: Celery) -> None:
 
 
 def test_to_install_twice_does_no_harm(app: Celery) -> None:
-    """Nor does it after somebody else's class of ours was installed."""
+    """Installing twice, by different callers, changes nothing either."""
     install(app)
     first = app.AsyncResult
     install(app)

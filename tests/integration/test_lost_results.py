@@ -1,4 +1,4 @@
-"""The result backend is away when a task that was asked to stop ends."""
+"""The result backend is away when an aborted task ends."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,31 +11,30 @@ from celery import Celery, states
 from celery.app.trace import trace_task
 from celery.backends.cache import CacheBackend
 
-from aioabort import AbortableTask, current_token
-from aioabort.postgres.store import Store
-from aioabort.worker import outlast
-from aioabort.worker.agent import stop_agents
+from aioabort import AbortableTask, AbortClient, current_token
+from aioabort.postgres.request_store import RequestStore
+from aioabort.timing import Timing
+from aioabort.worker.agent.agent import stop_agents
 from tests.integration.test_agent import outcome_of, until
+from tests.support.apps import MakeApp
 
-MakeApp = Callable[..., Celery]
-
-#: What Celery says when it cannot store an end.
+#: Celery's warning when it cannot store a result.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception raised outside body")
 
 running: set[str] = set()
 
 
 class AwayError(Exception):
-    """What a backend raises when nobody answers."""
+    """The error of a backend that is away."""
 
 
 class Backend(CacheBackend):
-    """A backend of Celery's that is away as often as is said."""
+    """Celery's cache backend, which is away for the next ``away`` calls."""
 
     away = 0
 
     def get(self, key: str) -> Any:
-        """Answer, or not."""
+        """Return the value, unless the backend is away."""
         self._may_be_away()
         return super().get(key)
 
@@ -50,9 +49,8 @@ class Backend(CacheBackend):
 
 
 @pytest.fixture(autouse=True)
-def back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Agents are each test's own, and nobody waits for long."""
-    monkeypatch.setattr(outlast, "FIRST_PAUSE", 0.01)
+def back() -> Iterator[None]:
+    """Each test starts its own agents, with a backend that answers."""
     yield
     Backend.away = 0
     stop_agents()
@@ -63,7 +61,7 @@ def make_task(app: Celery, ending: Callable[[], object], away: int) -> Abortable
 
     @app.task(base=AbortableTask, shared=False, name="ending")
     def task() -> None:
-        """Wait for the abort, then end while nobody answers."""
+        """Wait for the abort, then end while the backend is away."""
         running.add(current_token().task_id)
         assert current_token().wait(10)
         Backend.away = away
@@ -73,7 +71,7 @@ def make_task(app: Celery, ending: Callable[[], object], away: int) -> Abortable
     return task  # type: ignore[no-any-return]
 
 
-async def run_aborted(app: Celery, task: AbortableTask, store: Store) -> str:
+async def run_aborted(app: Celery, task: AbortableTask, store: RequestStore) -> str:
     """Run *task* as a worker does, and ask it to stop; return its id."""
     task_id = str(uuid4())
     request = {"id": task_id, "hostname": "worker@host", "is_eager": False}
@@ -82,8 +80,15 @@ async def run_aborted(app: Celery, task: AbortableTask, store: Store) -> str:
         async with create_task_group() as group:
             group.start_soon(to_thread.run_sync, run)
             await until(lambda: task_id in running)
-            await store.request([task_id])
+            await store.request_aborts([task_id])
     return task_id
+
+
+@pytest.fixture
+def patient_app(dsn: str, make_app: MakeApp) -> Celery:
+    """An app that tries soon again."""
+    timing = Timing(store_retry_first=0.01)
+    return make_app(dsn, aioabort_poll_interval=0.05, aioabort_timing=timing)
 
 
 def fail() -> None:
@@ -91,45 +96,83 @@ def fail() -> None:
 
 
 async def test_the_end_of_an_aborted_task_outlasts_an_outage(
-    dsn: str, make_app: MakeApp, store: Store
+    patient_app: Celery, store: RequestStore
 ) -> None:
-    """It is stored when the backend is back, and the request is settled by it.
+    """It is stored when the backend is back, and settles the request.
 
     TaskAborted | the backend is away: nothing stored | back | REVOKED
     """
-    app = make_app(dsn, aioabort_poll_interval=0.05)
-    task = make_task(app, lambda: current_token().raise_if_aborted(), away=7)
-    task_id = await run_aborted(app, task, store)
+    task = make_task(patient_app, lambda: current_token().raise_if_aborted(), away=7)
+    task_id = await run_aborted(patient_app, task, store)
 
     assert task.backend.get_state(task_id) == states.REVOKED
     await outcome_of(store, task_id, "aborted")
 
 
 async def test_an_error_that_is_none_of_an_outage(
-    dsn: str, make_app: MakeApp, store: Store
+    patient_app: Celery, store: RequestStore
 ) -> None:
-    """A backend that answers and refuses is not asked for ever; the request is settled."""
-    app = make_app(dsn, aioabort_poll_interval=0.05)
-    task = make_task(app, lambda: current_token().raise_if_aborted(), away=0)
+    """After three errors of a backend that answers, the request is settled."""
+    task = make_task(patient_app, lambda: current_token().raise_if_aborted(), away=0)
 
     def refuse(*_: object, **__: object) -> None:
         raise AwayError
 
     task.backend.mark_as_failure = refuse
-    task_id = await run_aborted(app, task, store)
+    task_id = await run_aborted(patient_app, task, store)
 
     await outcome_of(store, task_id, "failed")
 
 
 async def test_a_failure_that_celery_loses(
-    dsn: str, make_app: MakeApp, store: Store
+    patient_app: Celery, store: RequestStore
 ) -> None:
-    """The request is settled all the same: nobody will run the task again.
+    """The request is settled all the same: Celery does not run the task again.
 
-    the task sees the abort and fails | nothing can be stored, ever | the next look
+    the task sees the abort and fails | nothing can be stored, ever | the next poll
     """
-    app = make_app(dsn, aioabort_poll_interval=0.05)
-    task = make_task(app, fail, away=1_000)
-    task_id = await run_aborted(app, task, store)
+    task = make_task(patient_app, fail, away=1_000)
+    task_id = await run_aborted(patient_app, task, store)
 
     await outcome_of(store, task_id, "failed")
+
+
+@pytest.mark.parametrize("tracks_start", [True, False])
+async def test_a_result_that_no_column_can_hold(
+    dsn: str, make_app: MakeApp, store: RequestStore, task_id: str, tracks_start: bool
+) -> None:
+    """The task ends as FAILURE, and settles its request, whichever state is refused.
+
+    abort | the name does not fit: STARTED is refused, so is Celery's FAILURE | ours
+    abort | the body returns | SUCCESS is refused, so is Celery's FAILURE | ours
+    """
+    app = make_app(dsn, result_extended=True, aioabort_poll_interval=0.05)
+
+    @app.task(base=AbortableTask, shared=False, name="n" * 300)
+    def returning() -> int:
+        """Return although the task is aborted."""
+        return 1
+
+    @app.task(base=AbortableTask, shared=False, name="m" * 300)
+    def unstarted() -> None:
+        """Never run."""
+
+    task: AbortableTask = unstarted if tracks_start else returning
+    task.track_started = tracks_start
+    if tracks_start:
+        await store.request_aborts([task_id])
+    request = {"id": task_id, "task": task.name, "hostname": "worker@host"}
+    run = partial(trace_task, task, task_id, (), {}, request, app=app)
+    await to_thread.run_sync(run)
+
+    async with AbortClient(app) as client:
+        with (
+            fail_after(20),
+            pytest.raises(Exception, match=r"too long|failed to store"),
+        ):
+            await client.wait(task_id)
+        receipt = await client.abort(task_id)
+        with fail_after(20):
+            assert await receipt.settled() == "too_late"
+    if tracks_start:
+        await outcome_of(store, task_id, "too_late")

@@ -1,12 +1,12 @@
-"""What happens to those who wait when connections break, and servers with them."""
+"""Waiters when connections break, and servers with them."""
 
 import asyncio
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,30 +18,27 @@ from anyio import fail_after, to_thread
 from celery import Celery
 from celery.app.task import Context
 
-from aioabort import AbortClient, TaskAborted, WaitTimeout
-from aioabort.postgres import connection as connection_module
-from aioabort.postgres import listener as listener_module
-from aioabort.postgres import pool as pool_module
-from aioabort.producer import connections as connections_module
-from aioabort.testing.postgres import LaunchError, Server, throwaway_postgres
-from aioabort.worker.agent import agent_for, stop_agents
+from aioabort import (
+    AbortableAsyncResult,
+    AbortClient,
+    StoreUnavailable,
+    TaskAborted,
+    WaitTimeout,
+)
+from aioabort.testing.postgres import ThrowawayServer, throwaway_postgres
+from aioabort.timing import Timing
+from aioabort.worker.agent.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
-from tests.integration.conftest import Network
-from tests.integration.steps import end, until, waiting_for
+from tests.integration.steps import end, listening, waiting_for
+from tests.support.apps import MakeApp
+from tests.support.full_queue import SMALL_QUEUE, full_queue, with_small_queue
+from tests.support.network import Network
+from tests.support.waiting import BOUND, block_until, until
 
-MakeApp = Callable[..., Celery]
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is silent is given up after fractions of a second."""
-    monkeypatch.setattr(connections_module, "HEARTBEAT", 0.2)
-    monkeypatch.setattr(listener_module, "HEARTBEAT_TIMEOUT", 0.3)
-    monkeypatch.setattr(connection_module, "STATEMENT_TIMEOUT", 0.5)
-    monkeypatch.setattr(pool_module, "STATEMENT_TIMEOUT", 0.5)
+#: A silent server is given up after fractions of a second.
+IMPATIENT = Timing(heartbeat=0.2, heartbeat_timeout=0.3, statement_timeout=0.5)
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_a_frozen_connection_is_given_up(
     network: Network, make_app: MakeApp, app: Celery, task_id: str
 ) -> None:
@@ -49,21 +46,21 @@ async def test_a_frozen_connection_is_given_up(
 
     notify | frozen: neither an error nor an end | task ends | new connections
     """
-    own = make_app(network.dsn, aioabort_poll_interval=0.1)
+    own = make_app(network.dsn, aioabort_poll_interval=0.1, aioabort_timing=IMPATIENT)
     async with AbortClient(own) as client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         waiting = await waiting_for(client, task_id)
         network.freeze()
         await end(app, task_id, "value")
         with fail_after(15):
             assert await waiting == "value"
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
 
 
 async def test_all_backends_are_terminated(
     dsn: str, make_app: MakeApp, app: Celery, database: "asyncpg.Connection[Any]"
 ) -> None:
-    """An administrator who ends every connection of ours ends nobody's wait.
+    """An administrator who ends every connection of ours ends no wait.
 
     100 wait() | all connections ended, again and again | tasks end | all get values
     """
@@ -94,30 +91,18 @@ async def test_a_timeout_during_an_outage_names_the_trouble(
 
 
 @pytest.fixture(scope="module")
-def full_queue() -> Iterator[str]:
-    """A database with Celery's tables, in a server whose NOTIFY fails.
-
-    A session listens, and sleeps in a transaction while others notify.
-    """
-    settings = {"max_notify_queue_pages": "64"}
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(throwaway_postgres(settings=settings))
-        except LaunchError:
-            pytest.skip("this PostgreSQL's queue of notifications has a fixed size")
-        sleeper = stack.enter_context(psycopg.connect(server.dsn()))
-        sleeper.execute("LISTEN something")
-        sleeper.commit()
-        sleeper.execute("SELECT 1")
-        fill_queue(server)
+def full_queue_dsn() -> Iterator[str]:
+    """A server in which every NOTIFY fails."""
+    with throwaway_postgres(settings=SMALL_QUEUE) as server, full_queue(server.dsn()):
         yield server.dsn()
 
 
+@with_small_queue
 async def test_a_full_queue_of_notifications_delays_only(
-    full_queue: str, make_app: MakeApp, task_id: str
+    full_queue_dsn: str, make_app: MakeApp, task_id: str
 ) -> None:
     """When NOTIFY fails, requests are made all the same, and polls find what ends."""
-    app = make_app(full_queue, aioabort_poll_interval=0.1)
+    app = make_app(full_queue_dsn, aioabort_poll_interval=0.1)
     await to_thread.run_sync(lambda: app.backend.ResultSession().close())
     async with AbortClient(app) as client:
         waiting = await waiting_for(client, task_id)
@@ -127,23 +112,24 @@ async def test_a_full_queue_of_notifications_delays_only(
             assert await waiting == "value"
 
 
+@with_small_queue
 async def test_a_worker_works_on_with_a_full_queue_of_notifications(
-    full_queue: str, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+    full_queue_dsn: str, make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker that cannot notify sees aborts and settles them, on one connection.
 
     NOTIFY of the first end fails | the second request is seen, and settled
     """
-    app = make_app(full_queue, aioabort_poll_interval=0.1)
+    app = make_app(full_queue_dsn, aioabort_poll_interval=0.1)
     await to_thread.run_sync(lambda: app.backend.ResultSession().close())
 
     def run_aborted() -> None:
         run = Run(Context(id=str(uuid4()), hostname="worker@host"), agent_for(app))
-        run.supervisor.begin(run)
+        run.supervisor.watch(run)
         asyncio.run(abort(run.task_id))
         assert run.wait(10)
-        run.end("SUCCESS")
-        run.supervisor.end(run)
+        run.mark_ended("SUCCESS")
+        run.supervisor.report_end(run)
         asyncio.run(settled(run.task_id))
 
     async def abort(task_id: str) -> None:
@@ -165,21 +151,8 @@ async def test_a_worker_works_on_with_a_full_queue_of_notifications(
     assert "trying again" not in caplog.text
 
 
-def fill_queue(server: Server) -> None:
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        for _ in range(1_000):
-            try:
-                connection.execute(
-                    "SELECT pg_notify('something', i || repeat('x', 7000)) "
-                    "FROM generate_series(1, 10) AS i"
-                )
-            except psycopg.errors.ProgramLimitExceeded:
-                return
-    raise AssertionError("the queue is not full")
-
-
 @contextmanager
-def standby_of(primary: Server) -> Iterator[Server]:
+def standby_of(primary: ThrowawayServer) -> Iterator[ThrowawayServer]:
     """A hot standby that follows *primary*."""
     programs = Path(f"/proc/{primary.pid}/exe").readlink().parent
     account = "nobody" if os.geteuid() == 0 else None
@@ -198,26 +171,27 @@ def standby_of(primary: Server) -> Iterator[Server]:
         [programs / "postgres", "-D", data, "-k", primary.folder, *options], **run
     )
     try:
-        standby = Server(primary.folder, process.pid, 5433)
-        deadline = time.monotonic() + 30
-        while True:
+        standby = ThrowawayServer(primary.folder, process.pid, 5433)
+
+        def answers() -> bool:
+            assert process.poll() is None
             try:
                 psycopg.connect(standby.dsn()).close()
             except psycopg.OperationalError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            else:
-                break
+                return False
+            return True
+
+        block_until(answers)
         yield standby
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait(30)
 
 
-@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="needs /proc")
+# It finds the programs of the running server in /proc.
+@pytest.mark.only_if(sys.platform == "linux")
 async def test_a_new_primary_takes_over(make_app: MakeApp, task_id: str) -> None:
-    """After a failover, everybody goes on with the standby that was promoted.
+    """After a failover, clients go on with the standby that was promoted.
 
     notify over the primary, though the standby is named first | the primary dies |
     promoted | the task ends there | wait() ends, abort() works, notify again
@@ -231,7 +205,7 @@ async def test_a_new_primary_takes_over(make_app: MakeApp, task_id: str) -> None
         )
         await to_thread.run_sync(lambda: app.backend.ResultSession().close())
         async with AbortClient(app) as client:
-            await until(lambda: client.health().mode == "notify")
+            await listening(client)
             waiting = await waiting_for(client, task_id)
             assert (await client.abort(task_id)).answer == "requested"
             await to_thread.run_sync(replicated, standby, task_id)
@@ -246,14 +220,35 @@ async def test_a_new_primary_takes_over(make_app: MakeApp, task_id: str) -> None
             with fail_after(20), pytest.raises(TaskAborted):
                 await waiting
             assert (await client.abort(str(uuid4()))).answer == "requested"
-            await until(lambda: client.health().mode == "notify")
+            await listening(client)
 
 
-def replicated(standby: Server, task_id: str) -> None:
-    """Return when the standby knows of the request."""
+def replicated(standby: ThrowawayServer, task_id: str) -> None:
+    """Return when the standby has the request."""
     statement = "SELECT count(*) FROM aioabort_request WHERE task_id = %s"
     with psycopg.connect(standby.dsn(), autocommit=True) as connection:
-        deadline = time.monotonic() + 20
-        while connection.execute(statement, [task_id]).fetchone() != (1,):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        block_until(lambda: connection.execute(statement, [task_id]).fetchone() == (1,))
+
+
+async def test_a_wait_that_begins_in_an_outage(
+    network: Network, make_app: MakeApp, app: Celery, task_id: str
+) -> None:
+    """Without an open client, a wait goes on all the same, until its timeout.
+
+    cut | wait() cannot open a client | mended | the client is opened, and waits
+    """
+    result: AbortableAsyncResult[int] = AbortableAsyncResult(
+        task_id, app=make_app(network.dsn, aioabort_poll_interval=0.1)
+    )
+    await network.cut()
+    with pytest.raises(WaitTimeout, match="PostgreSQL could not be asked"):
+        await result.wait(0.5)
+    with pytest.raises(StoreUnavailable):
+        await result.wait(0)
+    with pytest.raises(StoreUnavailable):
+        await result.snapshot()
+    waiting = asyncio.create_task(result.wait())
+    await end(app, task_id, 7)
+    await network.mend()
+    with fail_after(BOUND):
+        assert await waiting == 7

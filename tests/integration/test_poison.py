@@ -1,26 +1,21 @@
-"""What one task brings along does not keep a worker from watching the others."""
+"""One odd task does not keep a worker from watching the others."""
 
 import logging
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pytest
 from anyio import fail_after, to_thread
-from celery import Celery
-from celery.app.task import Context
 from celery.app.trace import build_tracer
 
 from aioabort import AbortableTask, AbortClient, current_token
-from aioabort.postgres.store import Store
-from aioabort.worker.agent import agent_for, stop_agents
-from aioabort.worker.run import Run
-from tests.integration.steps import until
+from aioabort.postgres.request_store import RequestStore
+from tests.integration.steps import start_run
+from tests.support.apps import MakeApp
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     import asyncpg
 
-MakeApp = Callable[..., Celery]
 
 #: NOTIFY as it is when its queue is full.
 REFUSE_TO_NOTIFY = """
@@ -39,28 +34,13 @@ REFUSE_TO_NOTIFY = """
 """
 
 
-@pytest.fixture(autouse=True)
-def no_agents() -> Iterator[None]:
-    """Each test starts agents of its own."""
-    yield
-    stop_agents()
-
-
-def start_run(app: Celery) -> Run:
-    """Begin a run as a pool's thread does."""
-    run = Run(Context(id=str(uuid4()), hostname="worker@host"), agent_for(app))
-    run.supervisor.begin(run)
-    run.supervisor.wait_for_look(run)
-    return run
-
-
 @pytest.mark.parametrize("task_id", ["a\0b", "\ud800", "x" * 8_000], ids=ascii)
 async def test_an_id_that_no_database_can_hold(
-    dsn: str, make_app: MakeApp, store: Store, task_id: str
+    dsn: str, make_app: MakeApp, store: RequestStore, task_id: str
 ) -> None:
     """Its task runs, unwatched, and the abort of another one arrives meanwhile.
 
-    Closes: every look at all running tasks fails for the sake of that one id.
+    Closes: every query of all running tasks fails because of that one id.
     """
     app = make_app(
         dsn, result_backend="cache+memory://", aioabort_dsn=dsn, aioabort_notify=False
@@ -76,7 +56,7 @@ async def test_an_id_that_no_database_can_hold(
         seen.append(other.wait(10))
 
     async def ask() -> None:
-        await store.request([other.task_id])
+        await store.request_aborts([other.task_id])
 
     def trace() -> None:
         request = {"id": task_id, "hostname": "worker@host", "is_eager": False}
@@ -93,10 +73,10 @@ async def test_a_notification_that_is_refused(
     dsn: str,
     make_app: MakeApp,
     database: "asyncpg.Connection[Any]",
-    store: Store,
+    store: RequestStore,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Clients look later then; the worker goes on watching, over the same connection.
+    """Clients find the end by a poll; the worker keeps its connection.
 
     one run ends | NOTIFY fails | a request for the other | it is seen
     """
@@ -104,10 +84,10 @@ async def test_a_notification_that_is_refused(
     caplog.set_level(logging.DEBUG, "aioabort")
     app = make_app(dsn, aioabort_poll_interval=0.05)
     ending, running = [await to_thread.run_sync(start_run, app) for _ in range(2)]
-    ending.end("SUCCESS")
-    ending.supervisor.end(ending)
+    ending.mark_ended("SUCCESS")
+    ending.supervisor.report_end(ending)
     await until(lambda: "no notification was sent" in caplog.text)
-    await store.request([running.task_id])
+    await store.request_aborts([running.task_id])
     await until(lambda: running.aborted)
 
     assert "trying again" not in caplog.text
@@ -119,7 +99,7 @@ async def test_workers_are_told_when_notifications_work_again(
     database: "asyncpg.Connection[Any]",
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A hint that could not be sent is sent again, and the worker need not poll.
+    """A notification that could not be sent is sent again, before any poll.
 
     NOTIFY fails | requested | it works again | the task sees the request
     """

@@ -1,17 +1,13 @@
-"""A connection pooler before PostgreSQL: found, and asked what it lets through.
+"""A connection pooler in front of PostgreSQL: it is detected and probed.
 
-The real PgBouncer, as Debian has it; without one these tests are skipped.
+The tests run the real PgBouncer; without one they are skipped.
 """
 
 import asyncio
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -20,11 +16,9 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import asyncpg
-import psycopg.conninfo
 import pytest
 from anyio import fail_after, sleep, to_thread
 from celery import Celery
-from celery.app.task import Context
 from celery.app.trace import build_tracer
 from click.testing import CliRunner
 
@@ -36,117 +30,31 @@ from aioabort import (
     current_token,
 )
 from aioabort.cli.group import main
-from aioabort.postgres import listener
-from aioabort.postgres.store import Store
-from aioabort.worker.agent import agent_for, stop_agents
-from aioabort.worker.run import Run
-from tests.integration.steps import end, until
+from aioabort.postgres.request_store import RequestStore
+from aioabort.timing import Timing
+from tests.integration.steps import end, listening, start_run
+from tests.support.apps import MakeApp
+from tests.support.pgbouncer import PgBouncer, needs_pgbouncer, running_pgbouncer
+from tests.support.waiting import NEVER_POLLED, until
 
-MakeApp = Callable[..., Celery]
-
-PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
-
-#: So long that a test which depends on the poll would time out.
-NEVER_POLLED = 3_600.0
-
-START_TIMEOUT = 10.0
+pytestmark = needs_pgbouncer
 
 
 #: Only in a URL's percent-encoding is this a password.
 PASSWORD = "p@s:s/w?o#r%d& 'ü\\"
 
 
-class Bouncer:
-    """A PgBouncer of our own, before one database."""
-
-    def __init__(self, folder: Path, dsn: str) -> None:
-        self._file = folder / "pgbouncer.ini"
-        self._folder = folder
-        self._target = psycopg.conninfo.conninfo_to_dict(dsn)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self._port = server.getsockname()[1]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def dsn(self) -> str:
-        """The address of the database, through the pooler."""
-        return self.dsn_of("anybody")
-
-    def dsn_of(self, login: str) -> str:
-        """The address of the database for a user, or for a user and a password."""
-        return f"postgresql://{login}@127.0.0.1:{self._port}/{self._target['dbname']}"
-
-    def configure(self, mode: str, *more: str) -> None:
-        """Write the configuration: few server connections, lent by *mode*."""
-        target = " ".join(
-            f"{name}={self._target[name]}"
-            for name in ("host", "port", "dbname", "user", "password")
-            if name in self._target
-        )
-        self._file.write_text(
-            f"[databases]\n{self._target['dbname']} = {target}\n"
-            "[pgbouncer]\n"
-            "listen_addr = 127.0.0.1\n"
-            f"listen_port = {self._port}\n"
-            "unix_socket_dir =\n"
-            "auth_type = any\n"
-            f"pool_mode = {mode}\n"
-            f"default_pool_size = {20 if mode == 'session' else 2}\n"
-            f"logfile = {self._folder / 'log'}\n" + "\n".join(more)
-        )
-
-    def reload(self) -> None:
-        """Have the configuration read again."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
-
-    def wait_until_it_listens(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self._port)).close()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
-
-
 #: Starts a PgBouncer in a mode, with more settings.
-Start = Callable[..., Bouncer]
-
-
-@contextmanager
-def running_bouncer(dsn: str, mode: str, *more: str) -> Iterator[Bouncer]:
-    # It refuses to run as root.
-    account = "nobody" if os.geteuid() == 0 else None
-    with TemporaryDirectory() as name:
-        bouncer = Bouncer(Path(name), dsn)
-        bouncer.configure(mode, *more)
-        if account:
-            shutil.chown(name, account)
-        bouncer.process = subprocess.Popen(
-            [str(PGBOUNCER), "-q", f"{name}/pgbouncer.ini"],
-            user=account,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            bouncer.wait_until_it_listens()
-            yield bouncer
-        finally:
-            bouncer.process.kill()
-            bouncer.process.wait()
+Start = Callable[..., PgBouncer]
 
 
 @pytest.fixture
 def bouncer(dsn: str) -> Iterator[Start]:
     """Starts a PgBouncer before ``dsn``: ``bouncer("transaction", "a = setting")``."""
     with ExitStack() as stack:
-        yield lambda mode, *more: stack.enter_context(running_bouncer(dsn, mode, *more))
+        yield lambda mode, *more: stack.enter_context(
+            running_pgbouncer(dsn, mode, *more)
+        )
 
 
 @pytest.fixture
@@ -155,12 +63,6 @@ def open_folder() -> Iterator[Path]:
     with TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
-
-
-@pytest.fixture(autouse=True)
-def no_agents() -> Iterator[None]:
-    yield
-    stop_agents()
 
 
 def certify(key: Path, certificate: Path) -> None:
@@ -173,33 +75,31 @@ def certify(key: Path, certificate: Path) -> None:
     )
 
 
-def start_run(app: Celery) -> Run:
-    """Begin a run as a worker's pool does."""
-    run = Run(Context(id=str(uuid4()), hostname="worker@host"), agent_for(app))
-    run.supervisor.begin(run)
-    return run
-
-
-async def test_a_pooler_of_sessions_lets_notifications_through(
-    bouncer: Start, make_app: MakeApp, app: Celery, store: Store
-) -> None:
-    """A pooler that is asked and passes is used like a server."""
-    pooled = make_app(bouncer("session").dsn, aioabort_poll_interval=NEVER_POLLED)
+async def is_notified(pooled: Celery, app: Celery, store: RequestStore) -> None:
+    """Let a client of *pooled* wait for a task that ends in *app*."""
     task_id = str(uuid4())
     async with AbortClient(pooled) as client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         waiting = asyncio.create_task(client.wait(task_id))
         await sleep(0.1)
         await end(app, task_id, "value")
-        await store.hint_clients([task_id])
+        await store.notify_clients([task_id])
         with fail_after(5):
             assert await waiting == "value"
+
+
+async def test_a_pooler_of_sessions_lets_notifications_through(
+    bouncer: Start, make_app: MakeApp, app: Celery, store: RequestStore
+) -> None:
+    """A pooler that delivers the probe is used like PostgreSQL itself."""
+    pooled = make_app(bouncer("session").dsn, aioabort_poll_interval=NEVER_POLLED)
+    await is_notified(pooled, app, store)
 
 
 async def test_a_pooler_of_transactions_is_polled_through(
     bouncer: Start, make_app: MakeApp, app: Celery
 ) -> None:
-    """LISTEN would succeed in vain: the client polls, says why, and keeps its promise.
+    """LISTEN would have no effect: the client polls, says why, and is as fast as it says.
 
     Two server connections are lent in turns to all statements, so that a statement
     which was prepared on one is soon executed on the other.
@@ -227,7 +127,7 @@ async def test_a_direct_address_for_the_listener_helps(
     dsn: str,
     make_app: MakeApp,
     app: Celery,
-    store: Store,
+    store: RequestStore,
 ) -> None:
     """With ``aioabort_listen_dsn`` beside a pooled address, notifications come."""
     pooled = make_app(
@@ -235,42 +135,33 @@ async def test_a_direct_address_for_the_listener_helps(
         aioabort_listen_dsn=dsn,
         aioabort_poll_interval=NEVER_POLLED,
     )
-    task_id = str(uuid4())
-    async with AbortClient(pooled) as client:
-        await until(lambda: client.health().mode == "notify")
-        waiting = asyncio.create_task(client.wait(task_id))
-        await sleep(0.1)
-        await end(app, task_id, "value")
-        await store.hint_clients([task_id])
-        with fail_after(5):
-            assert await waiting == "value"
+    await is_notified(pooled, app, store)
 
 
-async def test_a_pooler_is_asked_again(
+async def test_a_pooler_is_probed_again(
     bouncer: Start,
     make_app: MakeApp,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who runs the pooler may change its mode, and the client finds out by itself.
+    """An operator may change the mode of the pooler, and the client finds out.
 
-    transaction: refused | session: asked again, listens | transaction: refused
+    transaction: refused | session: probed again, listens | transaction: refused
     """
-    monkeypatch.setattr(listener, "PROBE_AGAIN", 0.1)
+    timing = Timing(probe_interval=0.1)
     pooler = bouncer("transaction")
-    async with AbortClient(make_app(pooler.dsn)) as client:
+    async with AbortClient(make_app(pooler.dsn, aioabort_timing=timing)) as client:
         await until(lambda: "pooler" in (client.health().reason or ""))
         pooler.configure("session")
         pooler.reload()
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         pooler.configure("transaction")
         pooler.reload()
         await until(lambda: client.health().mode == "poll")
 
 
-async def test_a_refused_probe_leaves_nobody_listening(
+async def test_a_refused_probe_leaves_no_connection_listening(
     bouncer: Start, make_app: MakeApp
 ) -> None:
-    """The server connections that the pooler lends to others do not go on listening."""
+    """The pooler's server connections do not go on listening."""
     pooler = bouncer("transaction")
     async with AbortClient(make_app(pooler.dsn)) as client:
         await until(lambda: "pooler" in (client.health().reason or ""))
@@ -288,23 +179,25 @@ async def test_a_refused_probe_leaves_nobody_listening(
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 async def test_a_worker_sees_aborts_through_a_pooler(
-    bouncer: Start, make_app: MakeApp, store: Store, mode: str
+    bouncer: Start, make_app: MakeApp, store: RequestStore, mode: str
 ) -> None:
-    """A request arrives by notification where that is possible, and else by the poll."""
+    """A request arrives by notification if that is possible, otherwise by the poll."""
     interval = NEVER_POLLED if mode == "session" else 0.2
     pooled = make_app(bouncer(mode).dsn, aioabort_poll_interval=interval)
     runs = [await to_thread.run_sync(start_run, pooled) for _ in range(5)]
     task_ids = [run.task_id for run in runs]
-    await store.request(task_ids, "why")
-    with fail_after(15):
-        while not all(run.is_aborted() for run in runs):
-            # Again and again: none comes before the pooler has been asked.
-            await store.hint_workers(task_ids)
-            await sleep(0.1)
+    await store.request_aborts(task_ids, "why")
+
+    async def all_are_aborted() -> bool:
+        # Notified again each time: nothing arrives before the pooler has been probed.
+        await store.notify_workers(task_ids)
+        return all(run.is_aborted() for run in runs)
+
+    await until(all_are_aborted)
 
 
 def with_our_backend(
-    pooler: Bouncer, make_app: MakeApp, poll_interval: float
+    pooler: PgBouncer, make_app: MakeApp, poll_interval: float
 ) -> Celery:
     """Make an app that stores results by our own backend, through *pooler*."""
     return make_app(
@@ -319,7 +212,7 @@ def with_our_backend(
 async def test_our_backend_stores_through_a_pooler(
     bouncer: Start, make_app: MakeApp, mode: str
 ) -> None:
-    """Results and groups are kept, whichever server connection each statement meets.
+    """Results and groups are stored, on whichever server connection a statement runs.
 
     Of two apps' connections, one is lent what the other has just given back.
     """
@@ -353,9 +246,9 @@ async def test_our_backend_stores_through_a_pooler(
 async def test_our_backend_asks_at_the_start_through_a_pooler(
     bouncer: Start, make_app: MakeApp, mode: str
 ) -> None:
-    """The statement that stores STARTED finds a request; a later one, and the end, come.
+    """The statement that stores STARTED finds a request; later ones arrive, too.
 
-    By notification where that is possible, and else by the poll.
+    By notification if that is possible, otherwise by the poll.
     """
     interval = NEVER_POLLED if mode == "session" else 0.2
     app = with_our_backend(bouncer(mode), make_app, interval)
@@ -413,7 +306,7 @@ async def test_tls_and_a_password_of_odd_characters(
     verified = f"?sslmode=verify-full&sslrootcert={certificate}"
     app = make_app(dsn, aioabort_dsn=pooler.dsn_of(login) + verified)
     async with AbortClient(app) as client:
-        await until(lambda: client.health().mode == "notify")
+        await listening(client)
         assert (await client.abort(str(uuid4()))).answer == "requested"
     for address in (
         pooler.dsn_of("anybody:wrong") + verified,
@@ -430,7 +323,7 @@ async def test_tls_and_a_password_of_odd_characters(
 def test_the_doctor_finds_a_pooler(
     bouncer: Start, make_app: MakeApp, mode: str
 ) -> None:
-    """It says that one is there, and whether notifications come through."""
+    """It reports the pooler, and whether notifications arrive."""
     app = make_app(bouncer(mode).dsn)
     result = CliRunner().invoke(main, ["doctor"], obj=SimpleNamespace(app=app))
 

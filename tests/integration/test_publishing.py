@@ -42,7 +42,7 @@ CANVASES: dict[str, Callable[[Step], Any]] = {
 
 @pytest.fixture
 def step(app: Celery) -> Step:
-    """Makes signatures of a task that nobody runs."""
+    """Makes signatures of a task that no worker runs."""
 
     @app.task(base=AbortableTask, shared=False, name="step")
     def step(number: int) -> int:

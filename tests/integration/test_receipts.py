@@ -5,7 +5,7 @@ There is no worker here: a test records what a worker would.
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -22,23 +22,27 @@ from aioabort import (
     TaskAborted,
     WaitTimeout,
 )
-from aioabort.postgres.store import Store
-from aioabort.producer import receipts
-from tests.integration.steps import are_awaited, end
-
-MakeApp = Callable[..., Celery]
-
-#: So long that a test which depends on the poll would time out.
-NEVER_POLLED = 3_600.0
+from aioabort.exceptions import SeenTimeout
+from aioabort.postgres.request_store import RequestStore
+from aioabort.timing import Timing
+from tests.integration.steps import are_awaited, end, listening
+from tests.support.apps import MakeApp
+from tests.support.waiting import NEVER_POLLED
 
 
 @pytest.fixture
 async def client(dsn: str, make_app: MakeApp) -> AsyncIterator[AbortClient]:
     """A client that is told of everything by notifications."""
     async with AbortClient(make_app(dsn, aioabort_poll_interval=NEVER_POLLED)) as it:
-        with fail_after(10):
-            while it.health().mode != "notify":
-                await asyncio.sleep(0.01)
+        await listening(it)
+        yield it
+
+
+@pytest.fixture
+async def hasty_client(dsn: str, make_app: MakeApp) -> AsyncIterator[AbortClient]:
+    """A client that waits 0.1 seconds for the outcome of a task that has ended."""
+    app = make_app(dsn, aioabort_timing=Timing(settle_timeout=0.1))
+    async with AbortClient(app) as it:
         yield it
 
 
@@ -54,13 +58,13 @@ def request_of(receipt: AbortReceipt) -> AbortRequest:
 
 
 async def test_a_notice_ends_the_wait_for_it(
-    client: AbortClient, receipt: AbortReceipt, store: Store
+    client: AbortClient, receipt: AbortReceipt, store: RequestStore
 ) -> None:
     """The request says when and where the task noticed, without any poll."""
     waiting = asyncio.create_task(receipt.seen())
     await are_awaited(client)
     await store.record_seen([request_of(receipt)], [0.0], "node pid 1")
-    await store.hint_clients([receipt.task_id])
+    await store.notify_clients([receipt.task_id])
     with fail_after(10):
         request = await waiting
     assert request is not None
@@ -73,13 +77,13 @@ async def test_a_notice_ends_the_wait_for_it(
     "outcome", ["aborted", "returned", "failed", "too_late", "killed"]
 )
 async def test_the_recorded_outcome_is_returned(
-    client: AbortClient, receipt: AbortReceipt, store: Store, outcome: Any
+    client: AbortClient, receipt: AbortReceipt, store: RequestStore, outcome: Any
 ) -> None:
     """What the worker records is what who waits for the end gets."""
     waiting = asyncio.create_task(receipt.settled())
     await are_awaited(client)
     await store.record_outcomes([request_of(receipt)], [outcome], [0.0])
-    await store.hint_clients([receipt.task_id])
+    await store.notify_clients([receipt.task_id])
     with fail_after(10):
         assert await waiting == outcome
         assert await receipt.settled(timeout=0) == outcome
@@ -87,13 +91,13 @@ async def test_the_recorded_outcome_is_returned(
 
 
 async def test_a_task_that_ended_without_noticing_has_not_seen(
-    client: AbortClient, receipt: AbortReceipt, store: Store
+    client: AbortClient, receipt: AbortReceipt, store: RequestStore
 ) -> None:
     """None is returned, rather than waited on for ever."""
     waiting = asyncio.create_task(receipt.seen())
     await are_awaited(client)
     await store.record_outcomes([request_of(receipt)], ["too_late"], [0.0])
-    await store.hint_clients([receipt.task_id])
+    await store.notify_clients([receipt.task_id])
     with fail_after(10):
         assert await waiting is None
 
@@ -103,7 +107,7 @@ async def test_a_timeout_says_what_did_not_happen(
     client: AbortClient, receipt: AbortReceipt, timeout: float
 ) -> None:
     """A timeout of nothing is one look."""
-    with fail_after(5), pytest.raises(WaitTimeout, match="did not notice its abort"):
+    with fail_after(5), pytest.raises(SeenTimeout, match="did not notice its abort"):
         await receipt.seen(timeout=timeout)
     with fail_after(5), pytest.raises(WaitTimeout, match="did not end within"):
         await receipt.settled(timeout=timeout)
@@ -113,7 +117,7 @@ async def test_a_timeout_says_what_did_not_happen(
 async def test_a_task_that_had_ended_is_settled(
     app: Celery, client: AbortClient
 ) -> None:
-    """Nobody noticed, and it was too late: that is known at once."""
+    """The task ended without seeing the abort, and the receipt says so at once."""
     task_id = str(uuid4())
     await end(app, task_id, 1, states.SUCCESS)
     receipt = await client.abort(task_id)
@@ -122,10 +126,24 @@ async def test_a_task_that_had_ended_is_settled(
         assert await receipt.settled() == "too_late"
 
 
-async def test_the_receipt_of_an_earlier_request_follows_that(
-    client: AbortClient, receipt: AbortReceipt, store: Store
+async def test_a_revoke_of_celerys_is_no_abort(
+    app: Celery, client: AbortClient
 ) -> None:
-    """Whoever asked first: there is one request."""
+    """An abort after Celery's own revoke is too late: the revoke ended the task."""
+    revoked, aborted = str(uuid4()), str(uuid4())
+    await end(app, revoked, TaskRevokedError("revoked"), states.REVOKED)
+    await end(app, aborted, TaskAborted("why", None, aborted), states.REVOKED)
+    receipts = await client.abort([revoked, aborted])
+    with fail_after(5):
+        outcomes = [await receipt.settled() for receipt in receipts]
+    assert [receipt.answer for receipt in receipts] == ["finished", "finished"]
+    assert outcomes == ["too_late", "aborted"]
+
+
+async def test_the_receipt_of_an_earlier_request_follows_that(
+    client: AbortClient, receipt: AbortReceipt, store: RequestStore
+) -> None:
+    """There is one request, whichever caller was first."""
     again = await client.abort(receipt.task_id)
     assert again.answer == "requested_before"
     await store.record_outcomes([request_of(receipt)], ["aborted"], [0.0])
@@ -149,8 +167,8 @@ CONCLUSIONS = [
 async def test_an_end_that_nobody_records_is_concluded_from(
     app: Celery,
     receipt: AbortReceipt,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
+    store: RequestStore,
+    hasty_client: AbortClient,
     conclusion: tuple[str, Any, str, bool],
 ) -> None:
     """A worker that died, or knows nothing of requests: some seconds after the end."""
@@ -160,7 +178,7 @@ async def test_an_end_that_nobody_records_is_concluded_from(
     await end(app, receipt.task_id, result, state)
     with fail_after(5), pytest.raises(WaitTimeout):
         await receipt.settled(timeout=0.2)
-    monkeypatch.setattr(receipts, "PATIENCE", 0.1)
+    receipt = await hasty_client.abort(receipt.task_id)
     with fail_after(5):
         assert await receipt.settled() == outcome
         assert (await receipt.seen() is not None) == seen
@@ -178,7 +196,7 @@ async def test_what_never_began_is_settled_at_once(
 ) -> None:
     """A later link, or a chord's body, ends by the abort of what came before it."""
     await end(app, receipt.task_id, result, state)
-    with fail_after(receipts.PATIENCE / 2):
+    with fail_after(Timing().settle_timeout / 2):
         assert await receipt.settled() == "aborted"
         assert await receipt.seen() is None
         with pytest.raises(TaskAborted, match="why"):
@@ -186,7 +204,7 @@ async def test_what_never_began_is_settled_at_once(
 
 
 async def test_without_notifications_the_poll_tells(
-    dsn: str, make_app: MakeApp, store: Store
+    dsn: str, make_app: MakeApp, store: RequestStore
 ) -> None:
     """Lose every notification, and the only difference is time."""
     app = make_app(dsn, aioabort_poll_interval=0.1, aioabort_notify=False)
@@ -206,14 +224,16 @@ async def test_without_notifications_the_poll_tells(
             assert await settled == "aborted"
 
 
-async def test_many_receipts_share_the_looks(client: AbortClient, store: Store) -> None:
+async def test_many_receipts_share_the_looks(
+    client: AbortClient, store: RequestStore
+) -> None:
     """A thousand wait, and all hear of a thousand outcomes."""
     many = await client.abort([str(uuid4()) for _ in range(1_000)])
     waiting = [asyncio.create_task(receipt.settled()) for receipt in many]
     await are_awaited(client, 1_000)
     requests = [request_of(receipt) for receipt in many]
     await store.record_outcomes(requests, ["aborted"] * 1_000, [0.0] * 1_000)
-    await store.hint_clients([receipt.task_id for receipt in many])
+    await store.notify_clients([receipt.task_id for receipt in many])
     with fail_after(30):
         assert set(await asyncio.gather(*waiting)) == {"aborted"}
 

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from anyio import to_thread
 from celery import Celery, states
 from celery.exceptions import ImproperlyConfigured
 from celery.result import AsyncResult, GroupResult
@@ -24,11 +25,9 @@ from aioabort import (
     WaitTimeout,
     sync,
 )
-
-CONNECTIONS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'aioabort'
-"""
+from tests.integration.steps import CONNECTIONS
+from tests.support.databases import celery_url
+from tests.support.network import Network
 
 PROGRAM = """
 import os, sys, threading
@@ -50,6 +49,24 @@ names = [thread.name for thread in threading.enumerate()]
 print(sync.abort("two").answer, names.count("aioabort-sync"))
 """
 
+OTHER_THREAD = """
+def abort(**options):
+    try:
+        print(sync.abort("one", **options).answer)
+    except Exception as error:
+        print(error)
+
+def in_thread(**options):
+    thread = threading.Thread(target=abort, kwargs=options)
+    thread.start()
+    thread.join()
+
+in_thread()
+in_thread(app=app)
+app.set_default()
+in_thread()
+"""
+
 GEVENT = """
 import gevent
 beats = 0
@@ -68,6 +85,22 @@ print([sync.snapshot("one").state for _ in range(3)])
 """
 
 
+AT_EXIT = """
+import atexit
+from aioabort import ClientClosed
+if {used_before}:
+    sync.snapshot("other", app=app)
+def bye():
+    try:
+        print(sync.abort("one", app=app).answer, sync.snapshot("one", app=app).state)
+    except ClientClosed:
+        print("closed")
+atexit.register(bye)
+if {used_after}:
+    sync.snapshot("other", app=app)
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_loop_left_behind() -> Iterator[None]:
     """A client left there would tell the metrics of later tests that it is cut off."""
@@ -79,9 +112,7 @@ def background_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "aioabort-sync"]
 
 
-def run(
-    program: str, dsn: str, celery_url: Callable[[str], str], first: str = ""
-) -> str:
+def run(program: str, dsn: str, first: str = "") -> str:
     """Return what a process of its own prints."""
     code = PROGRAM.format(first=first) + program
     done = subprocess.run(
@@ -201,25 +232,66 @@ def test_a_signal_ends_the_wait(app: Celery, task_id: str) -> None:
     assert sync.abort(task_id, app=app).is_requested
 
 
-def test_a_fork_starts_its_own(dsn: str, celery_url: Callable[[str], str]) -> None:
+def test_a_fork_starts_its_own(dsn: str) -> None:
     """The child has a thread and connections of its own, and the parent keeps its own.
 
     parent: connected | fork | child: connects | child: gone | parent: goes on
     """
-    lines = run(FORK, dsn, celery_url).splitlines()
+    lines = run(FORK, dsn).splitlines()
     assert lines == ["requested", "requested_before requested", "requested_before 1"]
 
 
-def test_it_works_under_gevent(dsn: str, celery_url: Callable[[str], str]) -> None:
+def test_another_thread_has_to_name_its_app(dsn: str) -> None:
+    """Celery's current app is per thread; ``app=`` and ``set_default()`` both help."""
+    refused, *answers = run(OTHER_THREAD, dsn).splitlines()
+
+    assert "'default'" in refused
+    assert "pass app=, or call set_default()" in refused
+    assert answers == ["requested", "requested_before"]
+
+
+def test_it_works_under_gevent(dsn: str) -> None:
     """The loop runs in a real thread, and waiting lets other greenlets run."""
-    output = run(
-        GEVENT, dsn, celery_url, "from gevent import monkey; monkey.patch_all()"
-    )
+    output = run(GEVENT, dsn, "from gevent import monkey; monkey.patch_all()")
     assert output.splitlines() == [
         "requested",
         "True",
         "['ABORTED', 'ABORTED', 'ABORTED']",
     ]
+
+
+@pytest.mark.parametrize("used_before", [True, False])
+@pytest.mark.parametrize("used_after", [True, False])
+async def test_it_works_at_the_exit_of_the_interpreter(
+    network: Network, used_before: bool, used_after: bool
+) -> None:
+    """Also by the name of a host, which a thread looks up; or the client is closed.
+
+    Python has ended its own executors by then, and later releases start no thread.
+    """
+    program = AT_EXIT.format(used_before=used_before, used_after=used_after)
+    output = await to_thread.run_sync(run, program, by_name(network))
+    assert output in {"requested ABORTED\n", "closed\n"}
+    if sys.version_info < (3, 12):
+        assert output == "requested ABORTED\n"
+
+
+async def test_a_script_that_ends_at_once_prints_nothing_else(
+    network: Network,
+) -> None:
+    """The end of the script interrupts a notification, which needs a connection.
+
+    abort() is committed, the connection of the notifier is being opened | exit
+    """
+    program = "print(sync.abort('one', app=app).answer)"
+    assert await to_thread.run_sync(run, program, by_name(network)) == "requested\n"
+
+
+def by_name(network: Network) -> str:
+    """Return the address of the database with the name of its host."""
+    named = network.dsn.replace("127.0.0.1", "localhost")
+    assert named != network.dsn
+    return named
 
 
 def test_importing_it_starts_nothing() -> None:

@@ -1,27 +1,27 @@
-"""What OpenTelemetry is told, by its own SDK, and that nothing needs it."""
+"""Metrics and spans, as OpenTelemetry's SDK exports them, and how to do without."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from anyio import create_task_group, fail_after, sleep, to_thread
+from anyio import create_task_group, to_thread
 from celery import Celery
-from celery.app.task import Context
 from opentelemetry import trace
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from aioabort import AbortClient, telemetry
-from aioabort.postgres.store import Store
-from aioabort.records import Outcome
-from aioabort.worker.agent import agent_for, stop_agents
+from aioabort import AbortClient
+from aioabort.models import Outcome
+from aioabort.postgres.request_store import RequestStore
+from aioabort.telemetry import instruments
 from aioabort.worker.run import Run
-from tests.integration.conftest import Network
-
-MakeApp = Callable[..., Celery]
+from tests.integration.steps import end_run, start_run
+from tests.support.apps import MakeApp
+from tests.support.databases import celery_url
+from tests.support.network import Network
+from tests.support.waiting import until
 
 Labels = dict[str, object]
 
@@ -40,9 +40,7 @@ class Meters:
 
     async def becomes(self, name: str, value: float, **labels: object) -> None:
         """Wait until the metric has *value*."""
-        with fail_after(10):
-            while self.value(name, **labels) != value:
-                await sleep(0.01)
+        await until(lambda: self.value(name, **labels) == value)
 
     def _read(self) -> dict[tuple[str, frozenset[Any]], float]:
         data = self._reader.get_metrics_data()
@@ -77,10 +75,7 @@ class Spans:
 
     async def one(self, name: str) -> ReadableSpan:
         """Wait for the one of that name."""
-        with fail_after(10):
-            while not self.named(name):
-                await sleep(0.01)
-        [span] = self.named(name)
+        [span] = await until(lambda: self.named(name))
         return span
 
 
@@ -90,39 +85,18 @@ def spans(exporter: InMemorySpanExporter) -> Spans:
     return Spans(exporter)
 
 
-@pytest.fixture(autouse=True)
-def no_agents() -> Iterator[None]:
-    """Each test starts agents of its own."""
-    yield
-    stop_agents()
-
-
 async def begin(app: Celery, task_id: str) -> Run:
     """Begin a run as a pool's thread does."""
-
-    def start() -> Run:
-        run = Run(Context(id=task_id, hostname="worker@host"), agent_for(app))
-        run.supervisor.begin(run)
-        run.supervisor.wait_for_look(run)
-        return run
-
-    return await to_thread.run_sync(start)
-
-
-def end(run: Run, state: str = "SUCCESS") -> None:
-    run.end(state)
-    run.supervisor.end(run)
+    return await to_thread.run_sync(start_run, app, task_id)
 
 
 async def aborted(run: Run) -> None:
-    """Wait until *run* is aborted, without looking as a task does."""
-    with fail_after(10):
-        while not run.aborted:
-            await sleep(0.01)
+    """Wait until *run* is aborted, without a check of the task's."""
+    await until(lambda: run.aborted)
 
 
 async def test_requests_are_counted(client: AbortClient, meters: Meters) -> None:
-    """New ones apart from those that changed nothing."""
+    """New requests are counted apart from requests that changed nothing."""
     await client.abort("a")
     await client.abort("b")
     await client.abort("a")
@@ -139,7 +113,7 @@ async def test_an_abort_that_stops_its_task(
     await client.abort("a")
     await aborted(run)
     assert run.is_aborted()
-    end(run)
+    end_run(run)
 
     await meters.becomes("aioabort.time_to_seen", 1)
     await meters.becomes("aioabort.time_to_stop", 1, outcome="returned")
@@ -149,11 +123,11 @@ async def test_an_abort_that_stops_its_task(
 async def test_an_abort_that_is_ignored(
     app: Celery, client: AbortClient, meters: Meters
 ) -> None:
-    """A task that never looked has a counter of its own: it is what one alarms on."""
+    """Tasks that never checked have a counter of their own, for alarms."""
     run = await begin(app, "a")
     await client.abort("a")
     await aborted(run)
-    end(run)
+    end_run(run)
 
     await meters.becomes("aioabort.ignored", 1)
     assert meters.value("aioabort.time_to_stop", outcome="too_late") == 1
@@ -164,12 +138,12 @@ async def test_an_abort_that_is_ignored(
     ("outcome", "ignored"), [("killed", 0), ("aborted", 0), ("too_late", 1)]
 )
 async def test_an_end_that_the_main_process_records(
-    store: Store, meters: Meters, spans: Spans, outcome: Outcome, ignored: int
+    store: RequestStore, meters: Meters, spans: Spans, outcome: Outcome, ignored: int
 ) -> None:
-    """It counts as one that the task's own process records, and once."""
-    await store.request(["a"])
+    """It counts once, as an outcome that the task's own process records."""
+    await store.request_aborts(["a"])
     for _ in range(2):
-        await store.settle({"a": outcome})
+        await store.settle_requests({"a": outcome})
 
     assert meters.value("aioabort.time_to_stop", outcome=outcome) == 1
     assert meters.value("aioabort.ignored") == ignored
@@ -179,11 +153,11 @@ async def test_an_end_that_the_main_process_records(
 
 
 async def test_a_task_that_cannot_be_killed_ignores_its_abort(
-    store: Store, meters: Meters
+    store: RequestStore, meters: Meters
 ) -> None:
-    """It has not looked, either, and nobody could end it."""
-    [request] = (await store.request(["a"])).values()
-    telemetry.stopped(await store.record_outcomes([request], ["unkillable"], [0.0]))
+    """The task has not checked, and its pool could not kill it."""
+    [request] = (await store.request_aborts(["a"])).values()
+    instruments().stopped(await store.record_outcomes([request], ["unkillable"], [0.0]))
 
     assert meters.value("aioabort.time_to_stop", outcome="unkillable") == 1
     assert meters.value("aioabort.ignored") == 1
@@ -206,27 +180,28 @@ async def test_mode(
 async def test_outages_and_polls(
     network: Network, make_app: MakeApp, meters: Meters
 ) -> None:
-    """Each connection that fails is counted, and each look is timed."""
+    """Each lost connection is counted, and each query is timed."""
     app = make_app(network.dsn, aioabort_poll_interval=0.1)
     run = await begin(app, "a")
     assert meters.value("aioabort.poll.duration", side="worker") >= 1
     assert meters.value("aioabort.reconnects", user="aioabort worker") == 0
 
     await network.cut()
-    with fail_after(10):
-        while meters.value("aioabort.reconnects", user="aioabort worker") < 2:
-            await sleep(0.01)
+    await until(
+        lambda: meters.value("aioabort.reconnects", user="aioabort worker") >= 2
+    )
     await network.mend()
-    end(run)
+    end_run(run)
 
 
 async def test_waiters(client: AbortClient, meters: Meters) -> None:
-    """Those who wait are counted, and those who cease to are not."""
+    """Waiters are counted as long as they wait."""
     async with create_task_group() as group:
         for _ in range(3):
             group.start_soon(client.wait, "a")
         await meters.becomes("aioabort.waiters", 3)
-        await meters.becomes("aioabort.poll.duration", 1, side="client")
+        # One query for the three of them, and another one if they began during it.
+        await until(lambda: meters.value("aioabort.poll.duration", side="client") >= 1)
         group.cancel_scope.cancel()
 
     assert meters.value("aioabort.waiters") == 0
@@ -242,7 +217,7 @@ async def test_one_trace(app: Celery, client: AbortClient, spans: Spans) -> None
         await client.abort("a")
     await aborted(run)
     assert run.is_aborted()
-    end(run)
+    end_run(run)
 
     stop = await spans.one("aioabort.stop")
     [request], [notice] = (
@@ -269,30 +244,30 @@ async def test_one_trace(app: Celery, client: AbortClient, spans: Spans) -> None
 
 
 async def test_no_trace_where_there_is_none(
-    app: Celery, store: Store, meters: Meters, spans: Spans
+    app: Celery, store: RequestStore, meters: Meters, spans: Spans
 ) -> None:
-    """A request by somebody without OpenTelemetry is measured, but not traced."""
+    """A request of a client without OpenTelemetry is measured, but not traced."""
     run = await begin(app, "a")
-    await store.request(["a"])
+    await store.request_aborts(["a"])
     await store._fetch("UPDATE aioabort_request SET traceparent = NULL")
-    await store.hint_workers(["a"])
+    await store.notify_workers(["a"])
     await aborted(run)
-    end(run)
+    end_run(run)
 
     await meters.becomes("aioabort.ignored", 1)
     assert spans.named("aioabort.stop") == []
 
 
 async def test_a_garbled_trace_harms_nothing(
-    app: Celery, store: Store, meters: Meters, spans: Spans
+    app: Celery, store: RequestStore, meters: Meters, spans: Spans
 ) -> None:
-    """What cannot be read begins a trace of its own."""
+    """A malformed trace context begins a new trace."""
     run = await begin(app, "a")
-    await store.request(["a"])
+    await store.request_aborts(["a"])
     await store._fetch("UPDATE aioabort_request SET traceparent = 'garbage'")
-    await store.hint_workers(["a"])
+    await store.notify_workers(["a"])
     await aborted(run)
-    end(run)
+    end_run(run)
 
     await meters.becomes("aioabort.ignored", 1)
     assert (await spans.one("aioabort.stop")).parent is None
@@ -302,8 +277,8 @@ WITHOUT = """
 import sys
 sys.modules["opentelemetry"] = None  # as if it were not installed
 import asyncio
-from aioabort import AbortClient, telemetry
-from aioabort.producer.hub import Hub
+from aioabort import AbortClient
+from aioabort.telemetry import NoInstruments, instruments
 from celery import Celery
 
 async def main():
@@ -314,13 +289,12 @@ async def main():
         except TimeoutError:
             print((await client.requests())[0].task_id)
 
-assert telemetry._instruments is None
-assert not hasattr(Hub.look, "__wrapped__")
+assert isinstance(instruments(), NoInstruments)
 asyncio.run(main())
 """
 
 
-def test_without_opentelemetry(dsn: str, celery_url: Callable[[str], str]) -> None:
+def test_without_opentelemetry(dsn: str) -> None:
     """Everything works, and nothing wraps the hot paths."""
     output = subprocess.check_output(
         [sys.executable, "-c", WITHOUT, celery_url(dsn)], text=True

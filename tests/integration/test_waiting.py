@@ -14,18 +14,23 @@ import pytest
 from anyio import fail_after, to_thread
 from celery import Celery, states
 
-from aioabort import AbortClient, ClientClosed, TaskAborted, WaitTimeout
-from aioabort.postgres.store import Store
-
-MakeApp = Callable[..., Celery]
+from aioabort import (
+    AbortClient,
+    AbortReceipt,
+    ClientClosed,
+    InvalidRequest,
+    TaskAborted,
+    WaitTimeout,
+)
+from aioabort.postgres.request_store import RequestStore
+from tests.integration.steps import are_awaited
+from tests.support.apps import MakeApp
+from tests.support.waiting import BOUND, NEVER_POLLED
 
 Watch = AsyncIterator[Any]
 
 #: What is stored for a task: a result and a state.
 Store_ = Callable[[str, Any, str], Awaitable[None]]
-
-#: So long that a test which depends on the poll would time out.
-NEVER_POLLED = 3_600.0
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ async def test_what_has_not_changed_is_not_yielded_again(
 async def test_a_slow_watcher_sees_the_latest_state(
     quick: AbortClient, put: Store_, task_id: str
 ) -> None:
-    """Whoever is busy with one state goes on with the latest, not with a backlog.
+    """A reader that is busy with one state goes on with the latest, not with a backlog.
 
     first | 20 states, looked at but not taken | the twentieth, and nothing else
     """
@@ -139,6 +144,39 @@ async def test_a_watcher_that_comes_later_sees_the_state_at_once(
             assert not following.done()
             following.cancel()
             await asyncio.wait([following])
+
+
+async def test_a_watch_is_as_fresh_as_its_beginning(
+    client: AbortClient, task_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch that begins after ``abort()`` shows the abort in its first snapshot.
+
+    A query reads the task for another watch, and its answer is late | abort() returns |
+    a watch begins | the answer comes, which does not know of the abort
+    """
+    has_read, may_answer = asyncio.Event(), asyncio.Event()
+    source = client._connections.results
+    read = source.read_for_waiters
+
+    async def read_slowly(*ids: Any) -> Any:
+        monkeypatch.undo()
+        rows = await read(*ids)
+        has_read.set()
+        await may_answer.wait()
+        return rows
+
+    monkeypatch.setattr(source, "read_for_waiters", read_slowly)
+    early, late = client.watch(task_id), client.watch(task_id)
+    async with aclosing(early), aclosing(late):
+        following = asyncio.ensure_future(anext(early))
+        with fail_after(BOUND):
+            await has_read.wait()
+        await client.abort(task_id)
+        first = asyncio.ensure_future(anext(late))
+        await are_awaited(client, 2)
+        may_answer.set()
+        assert (await first).request is not None
+        assert (await following).request is not None
 
 
 async def test_a_result_can_be_watched(
@@ -192,24 +230,22 @@ async def test_whoever_leaves_leaves_nothing_behind(
         assert queries.looks > 0
         cancelled.cancel()
         await asyncio.wait([cancelled])
-        with fail_after(5):
-            while client.health().waiters:
-                await asyncio.sleep(0)
-        await asyncio.sleep(0.05)  # a look may have been under way
+        await are_awaited(client, 0)
+        await asyncio.sleep(0.05)  # a poll may have been under way
         queries.looks = 0
         await asyncio.sleep(0.2)
         assert queries.looks == 0
 
 
 async def test_many_wait_for_one_task(
-    client: AbortClient, put: Store_, store: Store, task_id: str
+    client: AbortClient, put: Store_, store: RequestStore, task_id: str
 ) -> None:
     """A thousand who wait for one task are woken by one look, in turns with the loop."""
     waiting = [asyncio.create_task(client.wait(task_id)) for _ in range(1_000)]
     await asyncio.sleep(0.1)
     assert client.health().waiters == 1_000
     await put(task_id, "value", states.SUCCESS)
-    await store.hint_clients([task_id])
+    await store.notify_clients([task_id])
     with fail_after(10):
         assert await asyncio.gather(*waiting) == ["value"] * 1_000
     assert client.health().waiters == 0
@@ -259,3 +295,49 @@ async def test_closing_ends_every_watch(quick: AbortClient, task_id: str) -> Non
             await following
         with pytest.raises(ClientClosed):
             await next_of(busy)
+
+
+#: Each waits for *timeout* seconds, with a client and a receipt.
+LIMITED_WAITS: dict[str, Callable[[AbortClient, AbortReceipt, Any], Awaitable[Any]]] = {
+    "wait": lambda client, _, timeout: client.wait("x", timeout),
+    "result": lambda client, _, timeout: client.result("x").wait(timeout),
+    "gather": lambda client, _, timeout: client.gather(["x"], timeout=timeout),
+    "ended": lambda client, _, timeout: anext(
+        client.as_completed(["x"], timeout=timeout)
+    ),
+    "seen": lambda _, receipt, timeout: receipt.seen(timeout),
+    "settled": lambda _, receipt, timeout: receipt.settled(timeout),
+}
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), True, "1"])
+@pytest.mark.parametrize("name", LIMITED_WAITS)
+async def test_timeouts_are_numbers(
+    client: AbortClient, name: str, timeout: object
+) -> None:
+    """Every wait refuses a timeout that is none, and the loop's timers go on.
+
+    A timer for a NaN compares to no other one: the loop's heap of timers would be out
+    of order, and none of the later ones would fire.
+    """
+    receipt = await client.abort("x")
+
+    with pytest.raises(InvalidRequest, match="timeout is a number of seconds or None"):
+        await LIMITED_WAITS[name](client, receipt, timeout)
+
+    with fail_after(5):
+        await asyncio.sleep(0.01)
+    assert client.health().waiters == 0
+
+
+async def test_an_infinite_timeout_is_no_timeout(
+    client: AbortClient, put: Store_
+) -> None:
+    """A wait for a hundred years or more ends with the task."""
+    waiting = [
+        asyncio.create_task(client.wait("x", timeout))
+        for timeout in (float("inf"), 10**400)
+    ]
+    await are_awaited(client, 2)
+    await put("x", 1, states.SUCCESS)
+    assert await asyncio.gather(*waiting) == [1, 1]

@@ -1,10 +1,10 @@
-"""The web endpoints: what they answer, whom they refuse, and what they never tell."""
+"""The HTTP endpoints: responses, refusals, and what they never disclose."""
 
 import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,11 +22,13 @@ from starlette.requests import Request
 from starlette.routing import Mount, Router
 
 from aioabort import AbortClient, TaskAborted
+from aioabort.serialization import serialize
+from aioabort.timing import Timing
 from aioabort.web import Action, Caller, routes
-from tests.integration.conftest import Network, Stranger
+from tests.integration.conftest import Stranger
 from tests.integration.steps import end
-
-MakeApp = Callable[..., Celery]
+from tests.support.apps import MakeApp
+from tests.support.network import Network
 
 Browser = httpx.AsyncClient
 
@@ -38,7 +40,7 @@ JSON = {"content-type": "application/json"}
 async def by_header(
     request: Request, action: Action, task_id: str | None
 ) -> Caller | str | None:
-    """Who asks is in a header: a name, or nobody; a gateway speaks for others."""
+    """The caller's name is in a header; the gateway may act on behalf of others."""
     name = request.headers.get("x-user")
     if name == "gateway":
         return Caller(name, on_behalf=True)
@@ -49,7 +51,7 @@ async def by_header(
 
 @pytest.fixture
 async def browser(client: AbortClient) -> AsyncIterator[Browser]:
-    """Who asks the endpoints, mounted below /tasks, as alice."""
+    """An HTTP client named alice; the endpoints are mounted below /tasks."""
     async with browsing(mounted(client)) as browser:
         yield browser
 
@@ -69,11 +71,11 @@ def mounted(client: AbortClient, **options: Any) -> Starlette:
     return Starlette(routes=[Mount("/tasks", routes=routes(client, **options))])
 
 
-# What is told of a task.
+# A task.
 
 
-async def test_a_task_is_told(app: Celery, browser: Browser, task_id: str) -> None:
-    """State, end and value, and no request if there was none."""
+async def test_a_task_is_returned(app: Celery, browser: Browser, task_id: str) -> None:
+    """State, date and value, and null for a missing abort request."""
     await end(app, task_id, {"files": 3}, states.SUCCESS)
 
     answer = await browser.get(f"/{task_id}")
@@ -93,10 +95,10 @@ async def test_a_task_is_told(app: Celery, browser: Browser, task_id: str) -> No
     }
 
 
-async def test_an_error_is_told_by_type_and_message(
+async def test_an_error_has_a_type_and_a_message(
     app: Celery, browser: Browser, task_id: str
 ) -> None:
-    """The traceback is for the log, not for a browser."""
+    """The response does not include the traceback."""
     error = TaskAborted("why", "bob", task_id)
     await to_thread.run_sync(
         lambda: app.backend.store_result(
@@ -114,7 +116,7 @@ async def test_an_error_is_told_by_type_and_message(
 async def test_what_json_cannot_hold_is_no_error(
     dsn: str, make_app: MakeApp, task_id: str
 ) -> None:
-    """A pickled value is told as far as JSON goes, and by its type beyond that."""
+    """Of a pickled value, the response has what JSON can hold, or the type."""
     app = make_app(
         dsn, result_serializer="pickle", result_accept_content=["pickle", "json"]
     )
@@ -137,7 +139,7 @@ async def test_a_result_that_cannot_be_read_is_one_line(
     database: "asyncpg.Connection[Any]",
     task_id: str,
 ) -> None:
-    """A payload that Celery refuses is an error of the server's, told without it."""
+    """A payload that Celery cannot decode is a 500, which does not quote it."""
     await end(app, task_id, 1, states.SUCCESS)
     await database.execute("UPDATE celery_taskmeta SET result = 'no payload'")
 
@@ -150,7 +152,7 @@ async def test_a_result_that_cannot_be_read_is_one_line(
 async def test_a_task_without_trace_is_not_found(
     browser: Browser, task_id: str
 ) -> None:
-    """404 says that it is unknown, or queued: nobody can tell the two apart."""
+    """404: it is unknown or queued; PostgreSQL knows neither."""
     answer = await browser.get(f"/{task_id}")
 
     assert answer.status_code == 404
@@ -163,7 +165,7 @@ async def test_a_task_without_trace_is_not_found(
 async def test_an_id_that_no_task_can_have_is_refused(
     browser: Browser, path: str, task_id: str
 ) -> None:
-    """Malformed is 422 everywhere, and PostgreSQL is not asked."""
+    """A malformed id is a 422 everywhere, without a query."""
     method = "POST" if "abort" in path else "GET"
 
     answer = await browser.request(method, path.format(task_id), headers=JSON)
@@ -173,10 +175,10 @@ async def test_an_id_that_no_task_can_have_is_refused(
 
 
 @pytest.mark.parametrize("asked", [False, True])
-async def test_arguments_are_told_if_asked_for(
+async def test_arguments_are_returned_if_enabled(
     dsn: str, make_app: MakeApp, task_id: str, asked: bool
 ) -> None:
-    """Celery may store a task's arguments; without ``arguments`` they stay there."""
+    """A task's arguments are in the response only with ``arguments=True``."""
     app = make_app(dsn, result_extended=True)
 
     request = Context(id=task_id, task="proj.pay", args=["4111 1111"], kwargs={})
@@ -196,18 +198,22 @@ async def test_arguments_are_told_if_asked_for(
 # Aborts.
 
 
-async def test_an_abort_is_recorded_with_who_asks(
+async def test_an_abort_is_stored_with_its_caller(
     browser: Browser, client: AbortClient, task_id: str
 ) -> None:
     """The name comes from ``authorize``, the reason from the body."""
     answer = await browser.post(f"/{task_id}/abort", json={"reason": "wrong file"})
 
     assert answer.status_code == 202
-    assert answer.json()["answer"] == "requested"
     request = (await client.snapshot(task_id)).request
     assert request is not None
     assert (request.reason, request.requested_by) == ("wrong file", "alice")
-    assert answer.json()["request"]["requested_at"] == request.requested_at.isoformat()
+    assert answer.json() == {
+        "task_id": task_id,
+        "answer": "requested",
+        "state": None,
+        "request": serialize(request),
+    }
 
 
 async def test_an_abort_needs_no_body(browser: Browser, task_id: str) -> None:
@@ -217,10 +223,8 @@ async def test_an_abort_needs_no_body(browser: Browser, task_id: str) -> None:
     assert answer.status_code == 202
 
 
-async def test_a_second_abort_tells_of_the_first(
-    browser: Browser, task_id: str
-) -> None:
-    """The first request stays, and whoever comes later learns whose it is."""
+async def test_a_second_abort_returns_the_first(browser: Browser, task_id: str) -> None:
+    """The first abort request stays, and the second caller receives it."""
     await browser.post(f"/{task_id}/abort", json={})
     answer = await browser.post(
         f"/{task_id}/abort", json={"reason": "me too"}, headers={"x-user": "bob"}
@@ -234,7 +238,7 @@ async def test_a_second_abort_tells_of_the_first(
 async def test_a_task_that_has_ended_is_a_conflict(
     app: Celery, browser: Browser, task_id: str
 ) -> None:
-    """Nothing is changed, and the answer says how it ended."""
+    """Nothing is changed, and the response has the final state."""
     await end(app, task_id, 1, states.SUCCESS)
 
     answer = await browser.post(f"/{task_id}/abort", json={})
@@ -245,7 +249,7 @@ async def test_a_task_that_has_ended_is_a_conflict(
 
 
 async def test_grace_ends_in_a_kill(browser: Browser, task_id: str) -> None:
-    """Seconds in the body become the moment of the kill."""
+    """The seconds in the body become the time of the kill."""
     answer = await browser.post(f"/{task_id}/abort", json={"grace": 30})
 
     assert answer.json()["request"]["kill_at"] is not None
@@ -254,12 +258,12 @@ async def test_grace_ends_in_a_kill(browser: Browser, task_id: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"{", 400, "no valid JSON"),
-        (b"\xff", 400, "no valid JSON"),
-        (b"[" * 16_000, 400, "no valid JSON"),
+        (b"{", 400, "not valid JSON"),
+        (b"\xff", 400, "not valid JSON"),
+        (b"[" * 16_000, 400, "not valid JSON"),
         (b"[]", 422, "a JSON object"),
-        (b'{"reasno": 1}', 422, "No such field: 'reasno'"),
-        (b'{"requested_by": "eve"}', 422, "No such field: 'requested_by'"),
+        (b'{"reasno": 1}', 422, "Unknown field 'reasno'"),
+        (b'{"requested_by": "eve"}', 422, "Unknown field 'requested_by'"),
         (b'{"reason": 1}', 422, "reason is a string"),
         (b'{"reason": "a\\u0000b"}', 422, "NUL"),
         (b'{"grace": -1}', 422, "grace is a number"),
@@ -280,7 +284,7 @@ async def test_a_body_that_is_wrong_is_refused(
 
 
 async def test_a_gateway_names_its_users(browser: Browser, task_id: str) -> None:
-    """Whoever is allowed to speak for others names them in the body."""
+    """A gateway may set ``requested_by`` in the body."""
     answer = await browser.post(
         f"/{task_id}/abort",
         json={"requested_by": "carol"},
@@ -291,14 +295,14 @@ async def test_a_gateway_names_its_users(browser: Browser, task_id: str) -> None
     assert answer.json()["request"]["requested_by"] == "carol"
 
 
-# Who may.
+# Authorization.
 
 
 @pytest.mark.parametrize("user", ["", "no-abort"])
-async def test_who_is_not_allowed_changes_nothing(
+async def test_a_caller_who_is_not_allowed_changes_nothing(
     browser: Browser, task_id: str, user: str
 ) -> None:
-    """None refuses, and so does the empty name that frameworks give to a stranger."""
+    """None refuses, and so does the empty name of an anonymous user."""
     answer = await browser.post(f"/{task_id}/abort", json={}, headers={"x-user": user})
 
     assert (answer.status_code, answer.json()) == (403, {"detail": "Not allowed"})
@@ -308,22 +312,22 @@ async def test_who_is_not_allowed_changes_nothing(
 @pytest.mark.parametrize(
     "path", ["/secret-1", "/secret-1/events", "/events?id=a&id=secret-1"]
 )
-async def test_a_task_of_others_is_not_told(browser: Browser, path: str) -> None:
-    """``authorize`` gets each id, so that an application can look whose it is."""
+async def test_a_task_of_another_user_is_refused(browser: Browser, path: str) -> None:
+    """``authorize`` receives each id, so it can check the task's owner."""
     assert (await browser.get(path)).status_code == 403
 
 
 async def test_the_list_may_be_refused(browser: Browser) -> None:
-    """Who may read a task need not be allowed to see all requests."""
+    """A caller who may read a task need not be allowed to list all requests."""
     answer = await browser.get("/", headers={"x-user": "no-list"})
 
     assert answer.status_code == 403
 
 
-async def test_what_authorize_raises_is_the_answer(
+async def test_an_exception_of_authorize_is_the_response(
     client: AbortClient, task_id: str
 ) -> None:
-    """An application may ask for a log-in, or say that it does not know the task."""
+    """An application may require a log-in, or return 404 for unknown tasks."""
 
     async def authorize(*_: object) -> None:
         raise HTTPException(401, headers={"www-authenticate": "Basic"})
@@ -335,8 +339,8 @@ async def test_what_authorize_raises_is_the_answer(
     assert answer.headers["www-authenticate"] == "Basic"
 
 
-async def test_true_is_no_name(client: AbortClient, task_id: str) -> None:
-    """What ``authorize`` should not return does not let anybody in."""
+async def test_true_is_not_a_caller(client: AbortClient, task_id: str) -> None:
+    """A wrong return value of ``authorize`` allows nothing."""
 
     async def authorize(*_: object) -> Any:
         return True
@@ -349,7 +353,7 @@ async def test_true_is_no_name(client: AbortClient, task_id: str) -> None:
 
 
 def test_authorize_has_no_default(client: AbortClient) -> None:
-    """Whoever mounts the endpoints decides who may use them."""
+    """The application must decide who may use the endpoints."""
     with pytest.raises(TypeError, match="authorize"):
         routes(client)  # type: ignore[call-arg]
 
@@ -372,7 +376,7 @@ def test_authorize_has_no_default(client: AbortClient) -> None:
 async def test_another_site_cannot_use_a_browsers_cookies(
     browser: Browser, task_id: str, headers: dict[str, str]
 ) -> None:
-    """A browser says which site asks, and other sites are refused."""
+    """The browser names the site of the page, and other sites are refused."""
     answer = await browser.post(f"/{task_id}/abort", json={}, headers=headers)
 
     assert answer.status_code == 403
@@ -407,7 +411,7 @@ async def test_the_sites_own_pages_may_ask(
 async def test_a_form_cannot_abort(
     browser: Browser, task_id: str, media_type: str
 ) -> None:
-    """What another site can send without asking first is no JSON by its type."""
+    """Without a CORS preflight, another site cannot send ``application/json``."""
     answer = await browser.post(
         f"/{task_id}/abort", content=b"{}", headers={"content-type": media_type}
     )
@@ -424,7 +428,7 @@ async def test_get_never_aborts(browser: Browser, task_id: str) -> None:
 
 
 async def test_mounted_in_fastapi(client: AbortClient, task_id: str) -> None:
-    """FastAPI's own errors look the same as ours, and ours are not changed by it."""
+    """FastAPI's own errors look like ours, and FastAPI does not change ours."""
 
     async def authorize(_: Request, action: Action, __: str | None) -> str:
         if action == "list":
@@ -448,7 +452,7 @@ async def test_mounted_in_fastapi(client: AbortClient, task_id: str) -> None:
 async def test_routes_among_an_applications_own(
     client: AbortClient, task_id: str
 ) -> None:
-    """They need no mount: FastAPI's router takes them as they are."""
+    """They need no mount: FastAPI's router accepts them directly."""
     app = FastAPI()
     app.router.routes.extend(routes(client, authorize=by_header))
     async with browsing(app, "http://site") as browser:
@@ -461,7 +465,7 @@ async def test_routes_among_an_applications_own(
 
 
 async def test_requests_are_listed(browser: Browser, client: AbortClient) -> None:
-    """The newest first; on demand only those that wait for their tasks."""
+    """Newest first; with ``pending=true`` only requests without an outcome."""
     for number in range(3):
         await client.abort(f"task-{number}", reason=f"reason {number}")
 
@@ -477,7 +481,7 @@ async def test_requests_are_listed(browser: Browser, client: AbortClient) -> Non
     "query", ["limit=0", "limit=1001", "limit=x", "limit=", "limit=1e3", "pending=1"]
 )
 async def test_a_query_that_is_wrong_is_refused(browser: Browser, query: str) -> None:
-    """One line says what the parameter may be."""
+    """One line says which values the parameter accepts."""
     answer = await browser.get(f"/?{query}")
 
     assert answer.status_code == 422
@@ -488,7 +492,7 @@ async def test_a_query_that_is_wrong_is_refused(browser: Browser, query: str) ->
 async def test_events_are_of_a_bounded_number_of_tasks(
     browser: Browser, count: int
 ) -> None:
-    """No task is a mistake, and thousands would be too many for one stream."""
+    """A stream needs at least one task, and accepts at most 100."""
     answer = await browser.get("/events", params={"id": [str(n) for n in range(count)]})
 
     assert answer.status_code == 422
@@ -504,7 +508,7 @@ async def test_events_are_of_a_bounded_number_of_tasks(
 async def test_a_database_that_is_away_is_one_line(
     network: Network, make_app: MakeApp, method: str, path: str
 ) -> None:
-    """503, and neither an address nor a driver's words."""
+    """503, without an address or the driver's message."""
     async with (
         AbortClient(make_app(network.dsn)) as client,
         browsing(mounted(client)) as browser,
@@ -517,7 +521,27 @@ async def test_a_database_that_is_away_is_one_line(
     assert answer.json() == {"detail": "The database cannot be reached at present"}
 
 
-#: Every endpoint, by a use of it that reaches PostgreSQL.
+async def test_a_database_that_is_busy_is_one_line(
+    dsn: str, make_app: MakeApp, database: "asyncpg.Connection[Any]"
+) -> None:
+    """503, as the same HTTP request may succeed a moment later."""
+    name = await database.fetchval("SELECT current_database()")
+    await database.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    app = make_app(dsn, aioabort_timing=Timing(busy_timeout=0.1))
+    async with (
+        AbortClient(app) as client,
+        browsing(mounted(client)) as browser,
+        database.transaction(),
+    ):
+        await database.execute("LOCK TABLE aioabort_request IN ACCESS EXCLUSIVE MODE")
+        answer = await browser.post("/some-id/abort", headers=JSON)
+
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json() == {"detail": "The database is busy at present"}
+
+
+#: An HTTP request to each endpoint that queries PostgreSQL.
 ENDPOINTS = [
     ("GET", "/"),
     ("GET", "/some-id"),
@@ -539,7 +563,7 @@ async def test_a_refusal_of_the_database_is_one_line(
     method: str,
     path: str,
 ) -> None:
-    """What PostgreSQL says is for the log; of a stream, it is the only event."""
+    """PostgreSQL's message is in the log only; a stream has this one event."""
     app = make_app(dsn if broken == "no table" else stranger.dsn(dsn))
     async with AbortClient(app) as client, browsing(mounted(client)) as browser:
         if broken == "no table":
@@ -574,7 +598,7 @@ async def test_a_client_that_is_not_open_is_one_line(
 
 
 async def test_a_client_may_be_found_by_the_request(app: Celery, task_id: str) -> None:
-    """An application that opens its client when it starts has none to give before."""
+    """For an application that creates its client when it starts."""
 
     def find(request: Request) -> AbortClient:
         found: AbortClient = request.app.state.aborts
@@ -589,7 +613,7 @@ async def test_a_client_may_be_found_by_the_request(app: Celery, task_id: str) -
 
 
 async def test_many_at_once(browser: Browser) -> None:
-    """Requests of one moment do not get into each other's way."""
+    """Concurrent HTTP requests do not disturb each other."""
     answers = await asyncio.gather(
         *(browser.post(f"/task-{n % 5}/abort", json={}) for n in range(50))
     )

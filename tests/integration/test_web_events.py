@@ -1,8 +1,8 @@
-"""Events over a real connection: what is told, until when, and who is let go of."""
+"""Event streams over a real connection: their events, and when they end."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,19 +20,18 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from aioabort import AbortClient
+from aioabort.timing import Timing
 from aioabort.web import Action, events, routes
-from tests.integration.conftest import Network
-from tests.integration.steps import end, until
-
-MakeApp = Callable[..., Celery]
+from tests.integration.steps import end
+from tests.support.apps import MakeApp
+from tests.support.network import Network
+from tests.support.waiting import BOUND, until
 
 Browser = httpx.AsyncClient
 
-BOUND = 20.0
-
 
 async def alice(_: Request, __: Action, ___: str | None) -> str:
-    """Let everybody in, as alice."""
+    """Allow every caller, as alice."""
     return "alice"
 
 
@@ -43,7 +42,7 @@ def app(dsn: str, make_app: MakeApp) -> Celery:
 
 @pytest.fixture
 async def browser(client: AbortClient) -> AsyncIterator[Browser]:
-    """Who asks a real server on loopback."""
+    """An HTTP client of a real server on loopback."""
     async with browsing(Starlette(routes=routes(client, authorize=alice))) as browser:
         yield browser
 
@@ -68,8 +67,8 @@ async def browsing(application: Starlette) -> AsyncIterator[Browser]:
     await serving
 
 
-async def told(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
-    """Yield the events as a browser has them; the data is read from its JSON."""
+async def parse_events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the events as a browser parses them, with their data decoded."""
     event: dict[str, Any] = {}
     async for line in lines:
         name, _, value = line.partition(": ")
@@ -87,12 +86,12 @@ def waiters(client: AbortClient) -> int:
 async def test_events_end_with_the_task(
     app: Celery, browser: Browser, client: AbortClient, task_id: str
 ) -> None:
-    """First what is known, then each change, and with the end of the task the end."""
+    """The first event is the current state; the last one is the final state."""
     seen = []
     async with browser.stream("GET", f"/{task_id}/events") as stream:
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert stream.headers["cache-control"] == "no-store"
-        async for event in told(stream.aiter_lines()):
+        async for event in parse_events(stream.aiter_lines()):
             seen.append(event["data"])
             match len(seen):
                 case 1:
@@ -114,14 +113,16 @@ async def test_events_end_with_the_task(
     assert waiters(client) == 0
 
 
-async def test_a_browser_does_not_come_back_after_the_end(
+async def test_a_browser_does_not_reconnect_after_the_end(
     app: Celery, browser: Browser, task_id: str
 ) -> None:
-    """It connects again by itself, with the last id, and 204 tells it to stop."""
+    """It reconnects once, with the last id; the response 204 stops it."""
     await end(app, task_id, 1, states.SUCCESS)
     async with browser.stream("GET", f"/{task_id}/events") as stream:
         [event] = [
-            event async for event in told(stream.aiter_lines()) if "data" in event
+            event
+            async for event in parse_events(stream.aiter_lines())
+            if "data" in event
         ]
 
     again = await browser.get(
@@ -131,21 +132,21 @@ async def test_a_browser_does_not_come_back_after_the_end(
     assert again.status_code == 204
 
 
-async def test_a_reader_that_goes_away_is_let_go_of(
+async def test_a_disconnected_reader_is_released(
     browser: Browser, client: AbortClient, task_id: str
 ) -> None:
-    """A closed tab costs nothing: its watcher is released though no event is due."""
+    """A closed tab costs nothing: its waiter is removed before the next event."""
     async with browser.stream("GET", f"/{task_id}/events") as stream:
-        await anext(told(stream.aiter_lines()))
+        await anext(parse_events(stream.aiter_lines()))
         await until(lambda: waiters(client) == 1)
 
     await until(lambda: waiters(client) == 0)
 
 
-async def test_a_reader_behind_a_middleware_is_let_go_of(
+async def test_a_disconnected_reader_behind_a_middleware_is_released(
     client: AbortClient, task_id: str
 ) -> None:
-    """Starlette's middleware stands between the server and the stream."""
+    """Starlette's middleware wraps ``receive`` and the stream."""
 
     async def pass_on(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
@@ -157,16 +158,16 @@ async def test_a_reader_behind_a_middleware_is_let_go_of(
     )
     async with browsing(application) as browser:
         async with browser.stream("GET", f"/{task_id}/events") as stream:
-            await anext(told(stream.aiter_lines()))
+            await anext(parse_events(stream.aiter_lines()))
             await until(lambda: waiters(client) == 1)
 
         await until(lambda: waiters(client) == 0)
 
 
-async def test_a_server_that_raises_has_no_reader(
+async def test_an_error_of_the_server_ends_the_stream(
     client: AbortClient, task_id: str
 ) -> None:
-    """By ASGI 2.4 a server may refuse what is sent to nobody; that ends the stream."""
+    """By ASGI 2.4, ``send()`` may raise OSError once the reader has disconnected."""
 
     async def receive() -> Message:
         await sleep(BOUND)
@@ -184,10 +185,10 @@ async def test_a_server_that_raises_has_no_reader(
 
 
 async def test_an_idle_stream_is_kept_alive(
-    browser: Browser, task_id: str, monkeypatch: pytest.MonkeyPatch
+    app: Celery, browser: Browser, task_id: str
 ) -> None:
-    """Comments, which readers ignore, keep proxies from closing it."""
-    monkeypatch.setattr(events, "KEEP_ALIVE", 0.05)
+    """Comments keep proxies from closing it; readers ignore them."""
+    app.conf.aioabort_timing = Timing(keep_alive=0.05)
     async with browser.stream("GET", f"/{task_id}/events") as stream:
         with fail_after(BOUND):
             comments = 0
@@ -200,11 +201,11 @@ async def test_an_idle_stream_is_kept_alive(
 
 
 async def test_several_tasks_share_a_stream(app: Celery, browser: Browser) -> None:
-    """It tells of each, and ends with the last of them."""
+    """It has the events of each, and ends when all have ended."""
     await end(app, "a", 1, states.SUCCESS)
     seen = []
     async with browser.stream("GET", "/events?id=a&id=b&id=a") as stream:
-        async for event in told(stream.aiter_lines()):
+        async for event in parse_events(stream.aiter_lines()):
             snapshot = event["data"]
             seen.append((snapshot["task_id"], snapshot["state"], event.get("id")))
             if len(seen) == 2:
@@ -214,17 +215,17 @@ async def test_several_tasks_share_a_stream(app: Celery, browser: Browser) -> No
     assert seen[2:] == [("b", "SUCCESS", "end")]
 
 
-async def test_an_outage_is_waited_out(
+async def test_a_stream_survives_an_outage(
     app: Celery, network: Network, make_app: MakeApp, task_id: str
 ) -> None:
-    """While PostgreSQL is away nothing is told, and afterwards all of it."""
+    """Changes during an outage of PostgreSQL are sent after it."""
     far = make_app(network.dsn, aioabort_poll_interval=0.1)
     async with (
         AbortClient(far) as client,
         browsing(Starlette(routes=routes(client, authorize=alice))) as browser,
         browser.stream("GET", f"/{task_id}/events") as stream,
     ):
-        seen = told(stream.aiter_lines())
+        seen = parse_events(stream.aiter_lines())
         assert (await anext(seen))["data"]["state"] == "PENDING"
         await network.cut()
         await until(lambda: not client.health().is_connected)
@@ -237,9 +238,9 @@ async def test_an_outage_is_waited_out(
 async def test_a_refusal_ends_the_stream_with_a_problem(
     browser: Browser, database: "asyncpg.Connection[Any]", task_id: str
 ) -> None:
-    """The status is sent by then: the problem is an event, which has a name."""
+    """The status has been sent by then, so the problem is a named event."""
     async with browser.stream("GET", f"/{task_id}/events") as stream:
-        seen = told(stream.aiter_lines())
+        seen = parse_events(stream.aiter_lines())
         await anext(seen)
         await database.execute("DROP TABLE aioabort_request")
         problem = await anext(seen)
@@ -254,9 +255,9 @@ async def test_a_refusal_ends_the_stream_with_a_problem(
 async def test_a_client_that_is_closed_ends_its_streams(
     browser: Browser, client: AbortClient, task_id: str
 ) -> None:
-    """An application that shuts down need not wait for its readers."""
+    """An application can shut down without waiting for its readers."""
     async with browser.stream("GET", f"/{task_id}/events") as stream:
-        seen = told(stream.aiter_lines())
+        seen = parse_events(stream.aiter_lines())
         await anext(seen)
         await client.aclose()
         rest = [event async for event in seen]
@@ -267,7 +268,7 @@ async def test_a_client_that_is_closed_ends_its_streams(
 async def test_head_watches_nothing(
     browser: Browser, client: AbortClient, task_id: str
 ) -> None:
-    """Whoever asks for the headers alone is not kept waiting."""
+    """HEAD returns the headers at once."""
     answer = await browser.head(f"/{task_id}/events")
 
     assert answer.status_code == 200

@@ -105,7 +105,7 @@ async def abort(
     )
 
 
-async def lend(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+async def expose_to_threads(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     async with AbortClient(app, pool=pool) as client:
         assert_type(client.is_closed, bool)
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.routing import Mount, Route
 
 from aioabort import AbortClient, AbortReceipt, TaskSnapshot
-from aioabort.facts import Json, facts
+from aioabort.serialization import Json, serialize
 from aioabort.web import Action, Authorize, Caller, routes
 
 
@@ -33,5 +33,5 @@ def mount(client: AbortClient) -> None:
 
 
 def tell(snapshot: TaskSnapshot[bytes], receipt: AbortReceipt) -> None:
-    assert_type(facts(snapshot), dict[str, Json])
-    assert_type(facts(receipt), dict[str, Json])
+    assert_type(serialize(snapshot), dict[str, Json])
+    assert_type(serialize(receipt), dict[str, Json])

@@ -1,27 +1,28 @@
-"""Coroutines on the tasks' loop: cancelled once, in the right place, and given time."""
+"""Coroutines on the loop of the tasks: cancelled once, and given time to clean up."""
 
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 import pytest
 from celery import Celery, Task, signals
 
-from aioabort import AbortableTask, AbortRequest, AbortToken, TaskAborted
+from aioabort import AbortableTask, TaskAborted
 from aioabort.exceptions import CoroutineCancelled
-from aioabort.worker import coroutines
-from aioabort.worker.coroutines import run_coroutine
+from aioabort.timing import Timing
+from aioabort.worker.execution.coroutines import run_coroutine
+from aioabort.worker.live_token import LiveToken
+from tests.support.runs import PENDING
+from tests.support.waiting import BOUND
 
-REQUEST = AbortRequest(
-    task_id="id", requested_at=datetime(2026, 1, 1, tzinfo=UTC), reason="why"
-)
+TIMING = Timing()
 
 
 @pytest.fixture
 def task() -> Task:
-    """A task, of no worker."""
+    """A task that no worker runs."""
     app = Celery("tests", broker="memory://", set_as_current=False)
 
     @app.task(base=AbortableTask, shared=False, lazy=False)
@@ -33,9 +34,34 @@ def task() -> Task:
 
 
 @pytest.fixture
-def token() -> AbortToken:
-    """A token that nobody has aborted."""
-    return AbortToken("id")
+def token() -> LiveToken:
+    """A token that is not aborted."""
+    return LiveToken("id")
+
+
+class ObservedToken(LiveToken):
+    """A token that tells when an abort of it cancels the coroutine."""
+
+    def __init__(self) -> None:
+        super().__init__("id")
+        self.has_stop = threading.Event()
+
+    def stop_with(self, stop: Callable[[], None] | None) -> None:
+        """Tell it."""
+        super().stop_with(stop)
+        self.has_stop.set()
+
+
+class ManualToken(ObservedToken):
+    """A token whose abort calls nothing: the test decides when the agent does."""
+
+    stop: Callable[[], None]
+
+    def stop_with(self, stop: Callable[[], None] | None) -> None:
+        """Keep *stop* for the test."""
+        if stop is not None:
+            self.stop = stop
+            self.has_stop.set()
 
 
 async def sleep_for_ever() -> None:
@@ -47,72 +73,71 @@ async def test_called_directly(task: Callable[[int], Awaitable[int]]) -> None:
     assert await task(21) == 42
 
 
-def test_abort_before_the_first_step(task: Task, token: AbortToken) -> None:
-    """Nothing is lost, and Python does not warn of a coroutine that never ran."""
-    held, gate = threading.Event(), threading.Event()
+def test_abort_before_the_first_step(task: Task) -> None:
+    """The abort is not lost, and Python does not warn of a coroutine that never ran.
+
+    loop: blocked | coroutine: queued | agent: cancels it | loop: goes on
+    """
+    token, held = ObservedToken(), threading.Event()
+    token.abort(PENDING)
 
     async def hold() -> None:
         held.set()
-        gate.wait(10)
+        token.has_stop.wait(BOUND)
 
-    token.abort(REQUEST)
-    # The loop is held up, so that it learns of the task and of its end at once.
-    other = (task, AbortToken("other"), hold())
-    threading.Thread(target=run_coroutine, args=other).start()
-    assert held.wait(10)
-    threading.Timer(0.05, gate.set).start()
+    other = (task, LiveToken("other"), hold(), TIMING)
+    holder = threading.Thread(target=run_coroutine, args=other)
+    holder.start()
+    assert held.wait(BOUND)
     with pytest.raises(TaskAborted, match="why"):
-        run_coroutine(task, token, sleep_for_ever())
+        run_coroutine(task, token, sleep_for_ever(), TIMING)
+    holder.join()
     # A warning would be an error here.
     gc.collect()
 
 
-def test_cleanup_after_its_own_look(task: Task) -> None:
+def test_cleanup_after_its_own_check(task: Task) -> None:
     """A coroutine that stops by ``raise_if_aborted()`` cleans up undisturbed.
 
     agent: aborted | coroutine: raise_if_aborted, finally, await | agent: cancels
     """
-    cleaned: list[int] = []
-
-    async def body(token: AbortToken) -> None:
-        try:
-            while True:
-                token.raise_if_aborted()
-                await asyncio.sleep(0)
-        finally:
-            await asyncio.sleep(0.005)
-            cleaned.append(1)
-
-    for _ in range(20):
-        token = AbortToken("id")
-        threading.Timer(0.002, token.abort, [REQUEST]).start()
-        with pytest.raises(TaskAborted):
-            run_coroutine(task, token, body(token))
-
-    assert len(cleaned) == 20
-
-
-def test_look_that_is_swallowed(
-    task: Task, token: AbortToken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A coroutine that catches its own TaskAborted and goes on is cancelled later."""
-    monkeypatch.setattr(coroutines, "CLEANUP_TIME", 0.05)
+    token = ManualToken()
+    is_clean: list[bool] = []
 
     async def body() -> None:
-        while True:
-            try:
-                token.raise_if_aborted()
-            except TaskAborted:
-                await sleep_for_ever()
-            await asyncio.sleep(0)
+        assert token.has_stop.wait(BOUND)
+        token.abort(PENDING)
+        try:
+            token.raise_if_aborted()
+        finally:
+            token.stop()
+            # Time for the cancellation, which the agent has put into the loop's queue.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            is_clean.append(True)
 
-    threading.Timer(0.01, token.abort, [REQUEST]).start()
+    with pytest.raises(TaskAborted, match="why"):
+        run_coroutine(task, token, body(), TIMING)
+
+    assert is_clean
+
+
+def test_check_that_is_swallowed(task: Task, token: LiveToken) -> None:
+    """A coroutine that catches its own TaskAborted and goes on is cancelled later."""
+
+    async def body() -> None:
+        token.abort(PENDING)
+        try:
+            token.raise_if_aborted()
+        except TaskAborted:
+            await sleep_for_ever()
+
     with pytest.raises(TaskAborted):
-        run_coroutine(task, token, body())
+        run_coroutine(task, token, body(), Timing(cleanup_timeout=0.05))
 
 
-def test_cancelled_by_itself(task: Task, token: AbortToken) -> None:
-    """A coroutine that cancels itself has failed: nobody has aborted it."""
+def test_cancelled_by_itself(task: Task, token: LiveToken) -> None:
+    """A coroutine that cancels itself has failed: it was not aborted."""
 
     async def body() -> None:
         current = asyncio.current_task()
@@ -121,38 +146,76 @@ def test_cancelled_by_itself(task: Task, token: AbortToken) -> None:
         await sleep_for_ever()
 
     with pytest.raises(CoroutineCancelled):
-        run_coroutine(task, token, body())
+        run_coroutine(task, token, body(), TIMING)
 
 
-def test_many_cancellations_swallowed(
-    task: Task, token: AbortToken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that swallows them is asked again and again, and keeps its value."""
-    monkeypatch.setattr(coroutines, "CLEANUP_TIME", 0.02)
-    asked: list[int] = []
+def test_many_cancellations_swallowed(task: Task, token: LiveToken) -> None:
+    """A coroutine that swallows them is cancelled again and again, and keeps its value."""
+    cancelled: list[int] = []
 
     async def body() -> str:
-        while len(asked) < 3:
+        token.abort(PENDING)
+        while len(cancelled) < 3:
             try:
                 await sleep_for_ever()
             except asyncio.CancelledError:
-                asked.append(1)
+                cancelled.append(1)
         return "kept"
 
-    threading.Timer(0.01, token.abort, [REQUEST]).start()
-    assert run_coroutine(task, token, body()) == "kept"
+    timing = Timing(cleanup_timeout=0.02)
+    assert run_coroutine(task, token, body(), timing) == "kept"
     assert token.seen
 
 
-def test_a_child_that_ends_has_no_thread_left(task: Task, token: AbortToken) -> None:
-    """It would take the signals that the main thread holds off; nothing runs by then."""
+def test_cancelled_after_the_second_shield(task: Task) -> None:
+    """A shield that delays the cancellation of an abort does not lose it.
+
+    shield 1: aborted, ends | agent: cancels, in shield 2 | shield 2: ends
+    """
+    token = ObservedToken()
+
+    async def body() -> None:
+        assert token.has_stop.wait(BOUND)
+        with token.shield():
+            token.abort(PENDING)
+        with token.shield():
+            for _ in range(3):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(BOUND):
+            await sleep_for_ever()
+
+    with pytest.raises(TaskAborted, match="why"):
+        run_coroutine(task, token, body(), TIMING)
+
+
+def test_token_does_not_keep_the_coroutine(task: Task, token: LiveToken) -> None:
+    """A token and its coroutine are freed without the garbage collector."""
+
+    async def body() -> None:
+        await asyncio.sleep(0)
+
+    coroutine = body()
+    freed = weakref.ref(coroutine)
+    gc.disable()
+    try:
+        run_coroutine(task, token, coroutine, TIMING)
+        del coroutine
+        # When the loop has run this one, it is done with the other.
+        run_coroutine(task, LiveToken("later"), body(), TIMING)
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_a_child_that_ends_has_no_thread_left(task: Task, token: LiveToken) -> None:
+    """A thread that is left would take the signals that the main thread blocks."""
 
     async def here() -> threading.Thread:
         return threading.current_thread()
 
-    thread = run_coroutine(task, token, here())
+    thread = run_coroutine(task, token, here(), TIMING)
     signals.worker_process_shutdown.send(sender=None, pid=0, exitcode=0)
     thread.join(5)
 
     assert not thread.is_alive()
-    assert run_coroutine(task, AbortToken("later"), here()) is not thread
+    assert run_coroutine(task, LiveToken("later"), here(), TIMING) is not thread

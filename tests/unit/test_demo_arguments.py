@@ -1,4 +1,4 @@
-"""Which of its faces the demo shows."""
+"""The demo's options, and its mode without any."""
 
 import sys
 
@@ -8,18 +8,18 @@ from aioabort.demo.arguments import SECONDS_ON_PAGE, parse
 
 
 class Terminal:
-    """Standard output, and whether somebody looks at it."""
+    """Stands in for stdout."""
 
-    def __init__(self, is_watched: bool) -> None:
-        self._is_watched = is_watched
+    def __init__(self, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
-        return self._is_watched
+        return self._is_terminal
 
 
 @pytest.mark.parametrize(
-    ("arguments", "is_watched", "mode"),
+    ("arguments", "is_terminal", "mode"),
     [
         ([], True, "page"),
         ([], False, "compare"),
@@ -34,39 +34,46 @@ class Terminal:
 )
 def test_mode(
     arguments: list[str],
-    is_watched: bool,
+    is_terminal: bool,
     mode: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The page is for people: where nobody looks, it is served only on demand."""
+    """Without a terminal, the page is served only on demand."""
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(sys, "stdout", Terminal(is_watched))
+    monkeypatch.setattr(sys, "stdout", Terminal(is_terminal))
 
     assert parse(arguments).mode == mode
 
 
-def test_a_terminal_of_ci_is_watched_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page there would wait for ever."""
+def test_ci_has_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI may have a terminal, but no user who would end the page."""
     monkeypatch.setenv("CI", "true")
-    monkeypatch.setattr(sys, "stdout", Terminal(is_watched=True))
+    monkeypatch.setattr(sys, "stdout", Terminal(is_terminal=True))
 
     assert parse([]).mode == "compare"
 
 
 def test_runs_on_the_page_are_long() -> None:
-    """There is time to press a button; --seconds still says how much."""
+    """Runs on the page last longer by default; --seconds overrides it."""
     assert parse(["--no-browser"]).seconds == SECONDS_ON_PAGE
     assert parse(["--no-browser", "--seconds", "3"]).seconds == 3
     assert parse(["--compare"]).seconds < SECONDS_ON_PAGE
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--port", "-1"], ["--port", "65536"], ["--compare", "--measure"]]
+    "arguments",
+    [
+        ["--port", "-1"],
+        ["--port", "65536"],
+        ["--seconds", "nan"],
+        ["--seconds", "inf"],
+        ["--compare", "--measure"],
+    ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_wrong_options_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 2, as for everything that cannot be used."""
+    """Status 2, as for every unusable option."""
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
 

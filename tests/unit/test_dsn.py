@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 
 from aioabort.dsn import is_postgresql, parse_dsn
 
-# The prefix keeps a password from standing in a name or a message by accident.
+# With the prefix, no name and no message contains a generated password by accident.
 passwords = st.text(min_size=8).map("Zq0".__add__)
 names = st.text(min_size=1).filter(lambda name: "Zq0" not in name)
 hosts = st.one_of(
@@ -32,7 +32,7 @@ def no_variables() -> Iterator[None]:
 
 
 def understood(url: str, *, ssl: bool | None = False) -> tuple[Any, Any]:
-    """What asyncpg makes of a DSN: addresses and parameters."""
+    """Return the addresses and parameters that asyncpg reads from a DSN."""
     parse = import_module("asyncpg.connect_utils")._parse_connect_dsn_and_args
     unset = dict.fromkeys(signature(parse).parameters)
     parsed: tuple[Any, Any] = parse(**unset | {"dsn": url, "ssl": ssl})
@@ -50,7 +50,7 @@ def refusal(url: object) -> str:
 
 
 def shown(url: str) -> str:
-    """What may get into logs: the traceback of the error, or the DSN."""
+    """Return what could be logged: the traceback of the error, or the DSN."""
     try:
         dsn = parse_dsn(url, setting="aioabort_dsn")
     except ImproperlyConfigured as error:
@@ -124,7 +124,7 @@ def test_unencoded_passwords_are_read_as_sqlalchemy_reads_them(password: str) ->
     ),
 )
 def test_bad_urls_do_not_tell_the_password(password: str, url: str) -> None:
-    """Whatever is wrong with a URL, nobody gets to see its password."""
+    """No error about a URL shows its password."""
     assert password not in shown(url.format(password))
 
 
@@ -149,7 +149,7 @@ def test_ambiguous_urls_are_refused(url: str) -> None:
 
 
 def test_nothing_is_chained_to_a_refusal() -> None:
-    """Python's own error, here about a byte that is no UTF-8, has the whole password."""
+    """Python's own error, here about a byte that is not UTF-8, shows the whole password."""
     with pytest.raises(ImproperlyConfigured) as caught:
         parse_dsn("postgresql://user:s3cret\udcff@host", setting="x")
 
@@ -203,7 +203,7 @@ def test_every_way_to_write_the_scheme_is_read(scheme: str) -> None:
     ],
 )
 def test_other_things_than_postgresql_are_refused(url: object) -> None:
-    """What is no URL of PostgreSQL is refused with the name of the setting."""
+    """The error about a URL that is not PostgreSQL's names the setting."""
     assert not is_postgresql(url)
     assert "aioabort_dsn: not a PostgreSQL URL" in refusal(url)
 
@@ -283,7 +283,7 @@ def test_hosts_that_cannot_be_read_are_refused(url: str) -> None:
     ],
 )
 def test_the_query_has_the_last_word(query: str, expected: object) -> None:
-    """As in libpq and SQLAlchemy, a parameter wins over what stands before it."""
+    """As in libpq and SQLAlchemy, a parameter wins over the authority."""
     _, who = understood(
         parse_dsn(f"db+postgresql://me:pw@h/database?{query}", setting="x").url
     )
@@ -325,7 +325,7 @@ def test_what_is_empty_is_left_to_asyncpg(name: str) -> None:
     ],
 )
 def test_parameters_known_to_asyncpg_are_kept(query: str) -> None:
-    """They reach asyncpg as they are, and the server sees only what is its own."""
+    """asyncpg gets them unchanged, and sends only server settings to the server."""
     dsn = parse_dsn(f"postgresql://host?{query}", setting="x")
 
     assert dsn.url == f"postgresql://host?{query}"
@@ -349,7 +349,7 @@ def test_parameters_known_to_asyncpg_are_kept(query: str) -> None:
     ],
 )
 def test_parameters_that_ask_for_nothing_are_dropped(query: str) -> None:
-    """What asyncpg does anyway must not reach the server, which would refuse it."""
+    """Parameters for what asyncpg does anyway are dropped: the server would refuse them."""
     assert parse_dsn(f"postgresql://h?{query}", setting="x").url == "postgresql://h"
 
 
@@ -402,7 +402,7 @@ def test_an_at_sign_in_a_parameter_is_allowed() -> None:
     ],
 )
 def test_connect_timeout_becomes_an_argument(query: str, seconds: float | None) -> None:
-    """To the server it would be an unknown setting; zero means none, as in libpq."""
+    """The server does not know the setting; zero means no timeout, as in libpq."""
     dsn = parse_dsn(f"postgresql://host?{query}", setting="x")
 
     assert dsn.connect_timeout == seconds

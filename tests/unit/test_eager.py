@@ -24,17 +24,17 @@ class Watched(AbortableTask):
     abstract = True
 
     def on_failure(self, *_: object) -> None:
-        """Tell of an error, as Sentry would."""
+        """Note the error, as Sentry would."""
         events.append("on_failure")
 
     def after_return(self, status: str, *_: object) -> None:
-        """Tell how it ended."""
+        """Note the state."""
         events.append(f"after_return {status}")
 
 
 @pytest.fixture
 def eager() -> Celery:
-    """An app that runs its tasks at once, with a broker that nobody answers at."""
+    """An app that runs its tasks at once, with a broker that does not exist."""
     events.clear()
     app = Celery(
         "eager",
@@ -58,8 +58,8 @@ def eager() -> Celery:
     def fail() -> None:
         raise ValueError("broken")
 
-    @task(name="look", base=AbortableTask, bind=True)
-    def look(self: AbortableTask) -> list[int]:
+    @task(name="check", base=AbortableTask, bind=True)
+    def check(self: AbortableTask) -> list[int]:
         self.raise_if_aborted()
         with self.abort_token.shield(), self.abort_token.on_abort(pytest.fail):
             assert not self.is_aborted()
@@ -111,7 +111,7 @@ async def test_result_of_delay(eager: Celery) -> None:
 
 @pytest.mark.parametrize(("name", "args"), [("stop", ["enough"]), ("stop_async", [])])
 async def test_task_that_stops(eager: Celery, name: str, args: list[str]) -> None:
-    """TaskAborted ends it as REVOKED: no failure, no retry, and its waiters hear it."""
+    """TaskAborted ends it as REVOKED: no failure, no retry, and its waiters get it."""
     result = eager.tasks[name].delay(*args)
 
     assert result.state == "REVOKED"
@@ -149,14 +149,14 @@ async def test_task_that_fails(eager: Celery) -> None:
 
 def test_errbacks(eager: Celery) -> None:
     """``link_error`` is called for a task that stops, as for one that fails."""
-    heard: list[str] = []
+    called: list[str] = []
 
-    @eager.task(name="heard", shared=False)
-    def hear(_request: object, error: Exception, _traceback: object) -> None:
-        heard.append(str(error))
+    @eager.task(name="errback", shared=False)
+    def errback(_request: object, error: Exception, _traceback: object) -> None:
+        called.append(str(error))
 
-    eager.tasks["stop"].apply(["enough"], link_error=hear.s())
-    assert heard == ["The task was aborted: enough"]
+    eager.tasks["stop"].apply(["enough"], link_error=errback.s())
+    assert called == ["The task was aborted: enough"]
 
 
 def test_canvas(eager: Celery) -> None:
@@ -171,9 +171,9 @@ def test_canvas(eager: Celery) -> None:
 
 
 def test_what_the_body_can_do(eager: Celery, caplog: pytest.LogCaptureFixture) -> None:
-    """Looks, sleeps and shields work, find no abort, and connect to nothing."""
+    """Checks, sleeps and shields work, find no abort, and connect to nothing."""
     with caplog.at_level(logging.WARNING):
-        assert eager.tasks["look"].delay().get() == [1, 2]
+        assert eager.tasks["check"].delay().get() == [1, 2]
     assert caplog.records == []
 
 

@@ -1,4 +1,4 @@
-"""The errors, as others catch and carry them."""
+"""How errors are caught, shown and serialized."""
 
 import builtins
 import pickle
@@ -20,7 +20,7 @@ from aioabort import TaskAborted, WaitTimeout
     ],
 )
 def test_an_abort_tells_what_is_known(error: TaskAborted, sentence: str) -> None:
-    """The message is one sentence, whatever was left out of the request."""
+    """The message is one sentence, also without a reason or a name."""
     assert str(error) == sentence
 
 
@@ -43,6 +43,13 @@ def test_a_timeout_is_caught_by_both_names() -> None:
     assert isinstance(error, celery.exceptions.TimeoutError)
     assert "'id' did not end within 0.5 s" in str(error)
     assert "away" in str(error)
+
+
+def test_a_timeout_survives_pickle() -> None:
+    """A task that waits for another one may fail with it, and Celery pickles that."""
+    error = pickle.loads(pickle.dumps(WaitTimeout("id", 0.5, "away")))
+    assert str(error) == str(WaitTimeout("id", 0.5, "away"))
+    assert (error.task_id, error.timeout) == ("id", 0.5)
 
 
 def test_all_errors_have_one_root() -> None:

@@ -1,3 +1,4 @@
+import signal
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from aioabort.dsn import parse_dsn
 from aioabort.settings import Settings, read_settings
+from aioabort.timing import Timing
 
 URL = "postgresql://user@host/database"
 DSN = parse_dsn(URL, setting="aioabort_dsn")
@@ -63,10 +65,15 @@ def test_settings_can_be_a_key() -> None:
         ("request_expires", 3600, 3600.0),
         ("request_expires", timedelta(days=2), 172_800.0),
         ("create_tables", False, False),
+        ("interrupt_signal", "SIGUSR2", signal.SIGUSR2),
+        ("interrupt_signal", signal.SIGWINCH, signal.SIGWINCH),
+        ("interrupt_signal", int(signal.SIGURG), signal.SIGURG),
+        ("interrupt_signal", signal.SIGRTMIN + 1, signal.SIGRTMIN + 1),
+        ("timing", Timing(heartbeat=1), Timing(heartbeat=1)),
     ],
 )
 def test_settings_are_read(name: str, value: object, expected: object) -> None:
-    """Each key changes its own setting, and None changes none."""
+    """Each key changes its own setting; None counts as not set."""
     settings = settings_of(**{f"aioabort_{name}": value})
 
     assert getattr(settings, name) == expected
@@ -79,12 +86,20 @@ def test_settings_are_read(name: str, value: object, expected: object) -> None:
         ("aioabort_notify", "false"),
         ("aioabort_notify", 1),
         ("aioabort_create_tables", "yes"),
+        ("aioabort_timing", {"heartbeat": 1}),
         ("aioabort_poll_interval", 0),
         ("aioabort_poll_interval", -1.0),
         ("aioabort_poll_interval", float("inf")),
         ("aioabort_poll_interval", float("nan")),
+        ("aioabort_poll_interval", 1e12),
         ("aioabort_poll_interval", "1"),
         ("aioabort_poll_interval", True),
+        ("aioabort_interrupt_signal", "USR2"),
+        ("aioabort_interrupt_signal", "SIGUSR1"),
+        ("aioabort_interrupt_signal", signal.SIGKILL),
+        ("aioabort_interrupt_signal", 0),
+        ("aioabort_interrupt_signal", True),
+        ("aioabort_interrupt_signal", ["SIGURG"]),
         ("aioabort_pool_max_size", 0),
         ("aioabort_pool_max_size", 2.0),
         ("aioabort_pool_max_size", "10"),
@@ -97,11 +112,27 @@ def test_settings_are_read(name: str, value: object, expected: object) -> None:
     ],
 )
 def test_values_that_cannot_work_are_refused(key: str, value: object) -> None:
-    """The message names the key and the value, of whatever type it is."""
+    """The message names the key and the value."""
     message = refusal(make_app(**{"aioabort_dsn": URL, key: value}))
 
     assert message.startswith(f"{key} must be ")
     assert message.endswith(f", not {value!r}")
+
+
+def test_an_int_that_python_does_not_print_is_refused() -> None:
+    """Python refuses to print an int of 5,000 digits; the message does without."""
+    message = refusal(make_app(aioabort_dsn=URL, aioabort_poll_interval=10**5_000))
+
+    assert message.endswith("a timedelta, not a huge int")
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), True, "1", None])
+def test_timing_takes_durations_only(value: Any) -> None:
+    """The message names the field and the value."""
+    with pytest.raises(
+        ImproperlyConfigured, match=rf"Timing\.heartbeat must be .*, not {value!r}$"
+    ):
+        Timing(heartbeat=value)
 
 
 @pytest.mark.parametrize("key", ["aioabort_dsn", "aioabort_listen_dsn"])
@@ -175,10 +206,11 @@ def test_a_backend_in_the_environment_is_the_default(
     ],
 )
 def test_other_backends_need_a_dsn(settings: dict[str, Any], name: str) -> None:
-    """The message says which backend it is, and no more of its URL."""
+    """The message says which backend it is, no more of its URL, and what to add."""
     assert refusal(make_app(**settings)) == (
         "aioabort needs PostgreSQL: the result backend is"
-        f" {name!r} and aioabort_dsn is not set"
+        f" {name!r} and aioabort_dsn is not set; add app.conf.aioabort_dsn ="
+        " 'postgresql://user@host/database' to the app 'test'"
     )
 
 
@@ -216,6 +248,44 @@ def test_unusable_backends_are_refused_with_their_key(
 ) -> None:
     """The message names the setting in which the URL stands."""
     assert refusal(make_app(**settings)).startswith(f"{setting}: ")
+
+
+class OwnBackend:
+    """A subclass of what is no module of these tests."""
+
+
+OwnBackend.__module__ = "django_celery_results.backends.database"
+OwnBackend.__qualname__ = OwnBackend.__name__ = "DatabaseBackend"
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "django-db",
+        "django_celery_results.backends:DatabaseBackend",
+        "django_celery_results.backends.DatabaseBackend",
+        "django_celery_results.backends.database:DatabaseBackend",
+        OwnBackend,
+        type("Derived", (OwnBackend,), {}),
+    ],
+)
+def test_results_of_django_are_known_by_the_backend(backend: object) -> None:
+    """The alias, the path of the class, the class and its subclasses name it."""
+    settings = settings_of(result_backend=backend, database_url="db+sqlite://")
+    assert settings.results_in_orm
+    assert settings.results_in_dsn
+    assert settings.task_table == "django_celery_results_taskresult"
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["redis://host", "django-cache", "django_celery_results.backends:CacheBackend"],
+)
+def test_other_backends_are_not_django(backend: str) -> None:
+    """Django's cache has no table."""
+    settings = settings_of(result_backend=backend)
+    assert not settings.results_in_orm
+    assert not settings.results_in_dsn
 
 
 def test_tables_are_those_of_celery() -> None:
@@ -271,7 +341,7 @@ def test_settings_are_found_in_a_namespace(namespace: str | None, prefix: str) -
 def test_keys_that_nobody_reads_are_refused(
     namespace: str | None, key: str, hint: str
 ) -> None:
-    """A misspelt key is named together with the one that was meant."""
+    """The error about a misspelt key suggests the right one."""
     app = make_app()
     app.config_from_object({key: 1}, namespace=namespace)
     app.conf.update(aioabort_dsn=URL)
@@ -280,14 +350,14 @@ def test_keys_that_nobody_reads_are_refused(
 
 
 def test_keys_like_no_other_are_refused() -> None:
-    """A key without a likeness is refused without a guess."""
+    """The error about a key that resembles none suggests none."""
     message = refusal(make_app(aioabort_dsn=URL, aioabort_xyzzy=1))
 
     assert message == "aioabort has no setting 'aioabort_xyzzy'"
 
 
 def test_other_apps_in_the_same_configuration_do_not_matter() -> None:
-    """Keys of another namespace, or of nobody, are none of our business."""
+    """Keys of other namespaces and other packages are ignored."""
     app = make_app()
     app.config_from_object(
         {"ONE_AIOABORT_DSN": URL, "TWO_AIOABORT_ANY": 1, "my_aioabort": 1},

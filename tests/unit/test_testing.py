@@ -1,9 +1,10 @@
-"""The helpers for users' own tests, as their tests use them."""
+"""``aioabort.testing``, as the tests of a user use it."""
 
 import asyncio
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,22 +13,7 @@ from celery.exceptions import Retry
 
 from aioabort import AbortableTask, TaskAborted, current_token
 from aioabort.testing import abortable_run
-
-#: Seconds after which a test that waits for something gives up.
-BOUND = 10.0
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    """An app whose services do not exist: whoever asked them would fail."""
-    app = Celery(
-        "tests",
-        broker="redis://nowhere.invalid",
-        backend="db+postgresql+psycopg://nowhere.invalid/none",
-        set_as_current=False,
-    )
-    yield app
-    app.close()
+from tests.support.waiting import BOUND
 
 
 def define(app: Celery, body: Callable[..., Any], **options: Any) -> Any:
@@ -35,9 +21,9 @@ def define(app: Celery, body: Callable[..., Any], **options: Any) -> Any:
     return app.task(bind=True, base=AbortableTask, shared=False, **options)(body)
 
 
-def looks(self: Any, how: str) -> int:
-    """Look five times in the way *how*, and return how many looks were in vain."""
-    look: dict[str, Callable[[], bool]] = {
+def count_checks(self: Any, how: str) -> int:
+    """Check five times at most, and return how many checks were False."""
+    check: dict[str, Callable[[], bool]] = {
         "task": self.is_aborted,
         "task_with_id": lambda: self.is_aborted(task_id=self.request.id),
         "token": self.abort_token.is_aborted,
@@ -45,15 +31,15 @@ def looks(self: Any, how: str) -> int:
         "wait": lambda: self.abort_token.wait(0),
     }
     for number in range(5):
-        if look[how]():
+        if check[how]():
             return number
     return 5
 
 
 @pytest.mark.parametrize("how", ["task", "task_with_id", "token", "flag", "wait"])
-def test_abort_after_so_many_looks(app: Celery, how: str) -> None:
-    """So many looks find nothing and the next one finds it, whatever the way."""
-    with abortable_run(define(app, looks)) as run:
+def test_abort_after_so_many_checks(app: Celery, how: str) -> None:
+    """So many checks are False, and the next one is True, however the body checks."""
+    with abortable_run(define(app, count_checks)) as run:
         run.abort_after(checks=2)
         ended = run(how)
 
@@ -66,7 +52,7 @@ def test_abort_after_so_many_looks(app: Celery, how: str) -> None:
 
 def test_without_an_abort(app: Celery) -> None:
     """The body runs to its end, and there is no request to have an outcome."""
-    with abortable_run(define(app, looks)) as run:
+    with abortable_run(define(app, count_checks)) as run:
         ended = run("task")
 
     assert (ended.value, ended.outcome, ended.seen, ended.checks) == (5, None, False, 5)
@@ -141,7 +127,7 @@ def test_abort_by_what_the_body_calls(app: Celery) -> None:
     assert ended.value == "stopped"
 
 
-def test_abort_that_nobody_looks_for(app: Celery) -> None:
+def test_abort_that_the_body_does_not_check(app: Celery) -> None:
     """The value is kept, and the outcome says that the abort was not seen."""
 
     def body(_: Any, fetch: Callable[[], None]) -> str:
@@ -156,7 +142,7 @@ def test_abort_that_nobody_looks_for(app: Celery) -> None:
 
 @pytest.mark.parametrize("in_main_thread", [True, False])
 def test_interrupted_body(app: Celery, in_main_thread: bool) -> None:
-    """``abort_mode="raise"`` interrupts a body that never looks."""
+    """``abort_mode="raise"`` interrupts a body that never checks."""
 
     def body(_: Any, entered: threading.Event) -> None:
         entered.set()
@@ -218,8 +204,8 @@ async def test_coroutine_from_a_coroutine(app: Celery) -> None:
     assert ended.value == (42, True, False)
 
 
-def test_progress_is_kept_and_counts_for_no_look(app: Celery) -> None:
-    """What the body stores can be asserted; after the abort, it stores no more."""
+def test_progress_is_kept_and_counts_as_no_check(app: Celery) -> None:
+    """The states that the body stores are kept; after the abort, it stores no more."""
 
     def body(self: Any) -> None:
         for number in range(4):
@@ -252,7 +238,7 @@ def test_own_error_reaches_the_test(app: Celery) -> None:
     assert run.token.seen
 
 
-def test_retry_is_sent_to_nobody(app: Celery) -> None:
+def test_retry_is_not_sent(app: Celery) -> None:
     """``retry()`` raises what it raises in a worker, without a broker."""
 
     def body(self: Any) -> None:
@@ -276,7 +262,7 @@ def test_retry_of_an_aborted_run(app: Celery) -> None:
 
 
 def test_autoretry_leaves_the_abort_alone(app: Celery) -> None:
-    """The abort is no error that deserves another try."""
+    """The abort is no error that causes a retry."""
 
     def body(self: Any) -> None:
         self.raise_if_aborted()
@@ -308,7 +294,7 @@ def test_helper_function_alone(app: Celery) -> None:
     def helper() -> str:
         return "stopped" if current_token().is_aborted() else "went on"
 
-    with abortable_run(define(app, looks)) as run:
+    with abortable_run(define(app, count_checks)) as run:
         assert helper() == "went on"
         run.abort()
         assert helper() == "stopped"
@@ -317,9 +303,9 @@ def test_helper_function_alone(app: Celery) -> None:
 
 
 def test_nothing_is_left_in_the_task(app: Celery) -> None:
-    """Another run, a direct call and a worker find the task as it was."""
-    task = define(app, looks)
-    # Celery keeps an empty request from the first time on that there was none.
+    """After the run, the task is as it was, for another run and for a worker."""
+    task = define(app, count_checks)
+    # Makes Celery keep an empty request in the task, as it does when there is none.
     assert not task.request.id
     before = dict(vars(app.tasks[task.name]))
     with abortable_run(task) as run:
@@ -331,7 +317,7 @@ def test_nothing_is_left_in_the_task(app: Celery) -> None:
 
 
 def test_custom_call_of_the_task(app: Celery) -> None:
-    """A ``__call__`` of the user's own is called, and handlers are not."""
+    """``__call__`` is called if the user defines it, and handlers are not."""
     called: list[str] = []
 
     class InContext(AbortableTask[..., Any]):
@@ -355,7 +341,7 @@ def test_custom_call_of_the_task(app: Celery) -> None:
 
 
 def test_shared_task(app: Celery) -> None:
-    """What ``@shared_task`` returns is a proxy."""
+    """``@shared_task`` returns a proxy."""
 
     @shared_task(bind=True, base=AbortableTask, name="tests.shared_by_apps")
     def body(self: Any) -> bool:
@@ -369,7 +355,7 @@ def test_shared_task(app: Celery) -> None:
 
 def test_second_call_is_refused(app: Celery) -> None:
     """A token is aborted once; a second run needs another."""
-    with abortable_run(define(app, looks)) as run:
+    with abortable_run(define(app, count_checks)) as run:
         run("task")
         with pytest.raises(RuntimeError, match="another"):
             run("task")
@@ -386,9 +372,11 @@ def test_other_tasks_are_refused(app: Celery) -> None:
 
 
 def test_impossible_moments_are_refused(app: Celery) -> None:
-    """There is no look before the first, and no item before number 1."""
-    with abortable_run(define(app, looks)) as run:
+    """The first check has the number 0, and the first item the number 1."""
+    with abortable_run(define(app, count_checks)) as run:
         with pytest.raises(ValueError, match="checks"):
             run.abort_after(checks=-1)
         with pytest.raises(ValueError, match="item"):
             run.abort_at(item=0)
+        with pytest.raises(ValueError, match="checks"):
+            run.abort_after(checks=math.nan)  # type: ignore[arg-type]

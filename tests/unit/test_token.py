@@ -1,11 +1,13 @@
 """What a task, its helpers and its threads can do with a token."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -13,32 +15,27 @@ from celery.exceptions import ImproperlyConfigured
 
 from aioabort import (
     AbortableTask,
-    AbortRequest,
     AbortToken,
+    InvalidRequest,
     TaskAborted,
     current_token,
 )
-from aioabort.worker.token import OUTSIDE, current, lend
+from aioabort.worker.live_token import LiveToken
+from aioabort.worker.token import OUTSIDE, current, expose_to_threads
+from tests.support.runs import PENDING
+from tests.support.waiting import BOUND
 
-REQUEST = AbortRequest(
-    task_id="id",
-    requested_at=datetime(2026, 1, 1, tzinfo=UTC),
-    reason="why",
-    requested_by="ann",
-)
-
-#: Seconds after which a test that waits for something gives up.
-BOUND = 10.0
+REQUEST = replace(PENDING, requested_by="ann")
 
 
 @pytest.fixture
-def token() -> AbortToken:
-    """A token of no worker, which nobody has aborted."""
-    return AbortToken("id")
+def token() -> LiveToken:
+    """A token that is not aborted."""
+    return LiveToken("id")
 
 
 class Bell:
-    """A callback that a test can wait for and hold up."""
+    """A callback that a test can wait for and delay."""
 
     def __init__(self) -> None:
         self.rang = threading.Event()
@@ -46,7 +43,7 @@ class Bell:
         self.threads: list[int] = []
 
     def __call__(self) -> None:
-        """Ring; a second time, too, if somebody calls it twice."""
+        """Ring each time that the bell is called."""
         self.threads.append(threading.get_ident())
         self.rang.set()
         assert self.may_end.wait(BOUND)
@@ -80,8 +77,8 @@ def running_task(token: AbortToken) -> Iterator[None]:
         current.reset(reset)
 
 
-def test_an_abort_is_seen(token: AbortToken) -> None:
-    """A check is False before the abort and True ever after."""
+def test_an_abort_is_seen(token: LiveToken) -> None:
+    """A check is False before the abort, and True from then on."""
     assert not token.is_aborted()
     token.raise_if_aborted()
 
@@ -93,7 +90,7 @@ def test_an_abort_is_seen(token: AbortToken) -> None:
     assert token.request is REQUEST
 
 
-def test_the_exception_carries_the_request(token: AbortToken) -> None:
+def test_the_exception_carries_the_request(token: LiveToken) -> None:
     """``raise_if_aborted()`` says which task, why and by whom."""
     token.abort(REQUEST)
     with pytest.raises(TaskAborted) as raised:
@@ -101,15 +98,15 @@ def test_the_exception_carries_the_request(token: AbortToken) -> None:
     assert raised.value.args == ("why", "ann", "id")
 
 
-def test_the_first_request_stays(token: AbortToken) -> None:
+def test_the_first_request_stays(token: LiveToken) -> None:
     """A second abort changes nothing."""
     token.abort(REQUEST)
-    token.abort(AbortRequest(task_id="id", requested_at=datetime.now(UTC)))
+    token.abort(replace(REQUEST, reason="another"))
     assert token.request is REQUEST
 
 
 @pytest.mark.parametrize("aborted_before", [True, False])
-def test_wait_ends_with_the_abort(token: AbortToken, aborted_before: bool) -> None:
+def test_wait_ends_with_the_abort(token: LiveToken, aborted_before: bool) -> None:
     """A sleep without a limit ends when the abort comes, or at once after it."""
     if aborted_before:
         token.abort(REQUEST)
@@ -119,14 +116,29 @@ def test_wait_ends_with_the_abort(token: AbortToken, aborted_before: bool) -> No
         assert token.wait(BOUND)
 
 
-def test_wait_ends_with_its_time(token: AbortToken) -> None:
-    """A sleep that nobody cuts short returns False, also for no time at all."""
+def test_wait_ends_with_its_time(token: LiveToken) -> None:
+    """Without an abort, ``wait()`` returns False after its timeout, even after 0 s."""
     assert not token.wait(0.01)
     assert not token.wait(0)
 
 
-def test_every_waiter_wakes(token: AbortToken) -> None:
-    """All threads that a token was handed to wake by one abort."""
+@pytest.mark.parametrize("timeout", [math.nan, True, "1"])
+def test_wait_takes_numbers_only(token: LiveToken, timeout: Any) -> None:
+    """A timeout that is no number is refused, in a task and outside of one."""
+    with pytest.raises(InvalidRequest, match="timeout is a number of seconds"):
+        token.wait(timeout)
+    with pytest.raises(InvalidRequest, match="timeout is a number of seconds"):
+        current_token().wait(timeout)
+
+
+def test_an_endless_timeout_ends_with_the_abort(token: LiveToken) -> None:
+    """An infinite timeout is the same as none."""
+    with in_thread(lambda: token.abort(REQUEST)):
+        assert token.wait(math.inf)
+
+
+def test_every_waiter_wakes(token: LiveToken) -> None:
+    """One abort wakes all threads that wait for the token."""
     woken: list[bool] = []
     waiters = [
         threading.Thread(target=lambda: woken.append(token.wait(BOUND)))
@@ -140,8 +152,8 @@ def test_every_waiter_wakes(token: AbortToken) -> None:
     assert woken == [True] * 3
 
 
-def test_callback_runs_once_in_another_thread(token: AbortToken, bell: Bell) -> None:
-    """The abort sets the callback off, and does not wait for it."""
+def test_callback_runs_once_in_another_thread(token: LiveToken, bell: Bell) -> None:
+    """The abort starts the callback, and does not wait for it."""
     with token.on_abort(bell):
         assert not bell.rang.is_set()
         token.abort(REQUEST)
@@ -152,7 +164,7 @@ def test_callback_runs_once_in_another_thread(token: AbortToken, bell: Bell) -> 
     assert token.seen
 
 
-def test_callback_of_an_abort_before(token: AbortToken, bell: Bell) -> None:
+def test_callback_of_an_abort_before(token: LiveToken, bell: Bell) -> None:
     """After the abort, a callback runs at once and in this thread."""
     token.abort(REQUEST)
     with token.on_abort(bell):
@@ -161,8 +173,8 @@ def test_callback_of_an_abort_before(token: AbortToken, bell: Bell) -> None:
     assert token.seen
 
 
-def test_no_callback_after_the_block(token: AbortToken, bell: Bell) -> None:
-    """An abort that comes later sets off nothing."""
+def test_no_callback_after_the_block(token: LiveToken, bell: Bell) -> None:
+    """An abort that comes later starts no thread."""
     with token.on_abort(bell):
         pass
     threads = threading.active_count()
@@ -172,8 +184,8 @@ def test_no_callback_after_the_block(token: AbortToken, bell: Bell) -> None:
     assert not token.seen
 
 
-def test_the_block_waits_for_its_callback(token: AbortToken, bell: Bell) -> None:
-    """A callback that runs is over before what comes after the block."""
+def test_the_block_waits_for_its_callback(token: LiveToken, bell: Bell) -> None:
+    """The block ends after the callback that it has started."""
     bell.may_end.clear()
     left = threading.Event()
 
@@ -191,7 +203,7 @@ def test_the_block_waits_for_its_callback(token: AbortToken, bell: Bell) -> None
 
 
 def test_callback_that_fails(
-    token: AbortToken, bell: Bell, caplog: pytest.LogCaptureFixture
+    token: LiveToken, bell: Bell, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback's error is logged; the others run, and the abort goes on."""
 
@@ -212,8 +224,8 @@ def test_callback_that_fails(
         assert isinstance(record.exc_info[1], ValueError)
 
 
-def test_callback_that_blocks_holds_up_no_other(token: AbortToken, bell: Bell) -> None:
-    """Neither the abort nor another callback waits for one that hangs."""
+def test_callback_that_blocks_delays_no_other(token: LiveToken, bell: Bell) -> None:
+    """Neither the abort nor another callback waits for a callback that blocks."""
     slow = Bell()
     with token.on_abort(slow), token.on_abort(bell):
         token.abort(REQUEST)
@@ -222,8 +234,8 @@ def test_callback_that_blocks_holds_up_no_other(token: AbortToken, bell: Bell) -
         slow.may_end.set()
 
 
-def test_callback_that_uses_the_token(token: AbortToken) -> None:
-    """A callback may ask the token that calls it."""
+def test_callback_that_uses_the_token(token: LiveToken) -> None:
+    """A callback may use the token that calls it."""
     answers: list[bool] = []
     asked = threading.Event()
 
@@ -237,8 +249,8 @@ def test_callback_that_uses_the_token(token: AbortToken) -> None:
     assert answers == [True]
 
 
-def test_shield_holds_the_abort_back(token: AbortToken, bell: Bell) -> None:
-    """Checks, sleeps and callbacks hear of the abort when the block ends."""
+def test_shield_holds_the_abort_back(token: LiveToken, bell: Bell) -> None:
+    """Checks, sleeps and callbacks notice the abort when the block ends."""
     with token.on_abort(bell):
         with token.shield():
             token.abort(REQUEST)
@@ -252,8 +264,8 @@ def test_shield_holds_the_abort_back(token: AbortToken, bell: Bell) -> None:
     assert token.request is REQUEST
 
 
-def test_a_sleep_elsewhere_waits_for_the_shield(token: AbortToken) -> None:
-    """A shield is for every holder of the token; its end wakes who sleeps."""
+def test_a_sleep_elsewhere_waits_for_the_shield(token: LiveToken) -> None:
+    """A shield is for all users of the token; its end wakes a thread that waits."""
     woken: list[bool] = []
     with in_thread(lambda: woken.append(token.wait(BOUND))), token.shield():
         token.abort(REQUEST)
@@ -261,7 +273,7 @@ def test_a_sleep_elsewhere_waits_for_the_shield(token: AbortToken) -> None:
     assert woken == [True]
 
 
-def test_nested_shields(token: AbortToken) -> None:
+def test_nested_shields(token: LiveToken) -> None:
     """The outermost one counts."""
     with token.shield():
         with token.shield():
@@ -270,7 +282,7 @@ def test_nested_shields(token: AbortToken) -> None:
     assert token.is_aborted()
 
 
-def test_a_body_that_fails_in_its_shield(token: AbortToken) -> None:
+def test_a_body_that_fails_in_its_shield(token: LiveToken) -> None:
     """The shield ends with its block, however that ends."""
 
     def fail() -> None:
@@ -283,8 +295,8 @@ def test_a_body_that_fails_in_its_shield(token: AbortToken) -> None:
     assert token.is_aborted()
 
 
-def test_shield_does_not_undo_an_abort(token: AbortToken) -> None:
-    """What was aborted before the block is aborted within it."""
+def test_shield_does_not_undo_an_abort(token: LiveToken) -> None:
+    """A token that was aborted before the block is aborted in the block."""
     token.abort(REQUEST)
     with token.shield():
         assert token.is_aborted()
@@ -292,7 +304,7 @@ def test_shield_does_not_undo_an_abort(token: AbortToken) -> None:
             token.raise_if_aborted()
 
 
-def test_what_stops_the_body_waits_for_the_shield(token: AbortToken) -> None:
+def test_what_stops_the_body_waits_for_the_shield(token: LiveToken) -> None:
     """An abort that came just before the shield takes its effect just after it."""
     stops: list[bool] = []
     token.stop_with(lambda: stops.append(token.may_stop()))
@@ -305,7 +317,7 @@ def test_what_stops_the_body_waits_for_the_shield(token: AbortToken) -> None:
     assert stops == [True]
 
 
-def test_until_aborted_takes_no_item_in_vain(token: AbortToken) -> None:
+def test_until_aborted_takes_no_item_that_it_does_not_yield(token: LiveToken) -> None:
     """The items that were not processed are still there."""
     items = iter(range(5))
     processed: list[int] = []
@@ -319,14 +331,14 @@ def test_until_aborted_takes_no_item_in_vain(token: AbortToken) -> None:
     assert token.seen
 
 
-def test_until_aborted_ends_with_the_items(token: AbortToken) -> None:
-    """Without an abort it yields all, from whatever can be iterated."""
+def test_until_aborted_ends_with_the_items(token: LiveToken) -> None:
+    """Without an abort it yields all items of any iterable."""
     with running_task(token):
         assert list(AbortableTask().until_aborted("abc")) == ["a", "b", "c"]
 
 
-def test_the_task_speaks_for_its_token(token: AbortToken) -> None:
-    """What the task offers is what its token says, here and in helper functions."""
+def test_the_task_has_the_methods_of_its_token(token: LiveToken) -> None:
+    """The task and its token agree, in the body and in helper functions."""
     task = AbortableTask()
     with running_task(token):
         assert task.abort_token is token
@@ -340,7 +352,7 @@ def test_the_task_speaks_for_its_token(token: AbortToken) -> None:
 
 
 def test_outside_of_a_task() -> None:
-    """A body that is called as a plain function finds a token that is never aborted."""
+    """A body that is called as a plain function has a token that is never aborted."""
     task = AbortableTask()
     assert not task.is_aborted()
     task.raise_if_aborted()
@@ -352,15 +364,29 @@ def test_outside_of_a_task() -> None:
         token.raise_if_aborted()
 
 
-def test_tokens_outside_of_a_task_are_not_one(token: AbortToken) -> None:
-    """Who aborts the one that it was given does not abort everybody else's."""
-    del token
-    current_token().abort(REQUEST)
+def test_tokens_outside_of_a_task_are_not_shared() -> None:
+    """A caller that sets the flag of its token does not set those of other callers."""
+    current_token().aborted = True
     assert not current_token().is_aborted()
 
 
-def test_token_in_another_thread(token: AbortToken) -> None:
-    """A token that was handed over says there what it says here."""
+def test_token_in_the_documentation() -> None:
+    """The methods that change a token are not part of the public class."""
+    public = {name for name in vars(AbortToken) if not name.startswith("_")}
+    assert public == {
+        "aborted",
+        "is_aborted",
+        "on_abort",
+        "raise_if_aborted",
+        "request",
+        "shield",
+        "task_id",
+        "wait",
+    }
+
+
+def test_token_in_another_thread(token: LiveToken) -> None:
+    """A token that was passed to a thread notices the abort there."""
     seen: list[bool] = []
     with running_task(token):
         handed = AbortableTask().abort_token
@@ -370,11 +396,11 @@ def test_token_in_another_thread(token: AbortToken) -> None:
 
 
 @pytest.fixture
-def lent(token: AbortToken) -> Iterator[AbortToken]:
+def exposed(token: LiveToken) -> Iterator[LiveToken]:
     """The token of a task that runs in the main thread, one at a time."""
-    lend(token)
+    expose_to_threads(token)
     yield token
-    lend(OUTSIDE)
+    expose_to_threads(OUTSIDE)
 
 
 def found_in_thread() -> list[AbortToken]:
@@ -385,59 +411,59 @@ def found_in_thread() -> list[AbortToken]:
     return found
 
 
-def test_thread_that_the_task_starts(lent: AbortToken) -> None:
-    """It has no context, and finds the task all the same; so do threads that it starts."""
+def test_thread_that_the_task_starts(exposed: LiveToken) -> None:
+    """It has no context, but finds the task; so do the threads that it starts itself."""
     found: list[AbortToken] = []
-    assert found_in_thread() == [lent]
+    assert found_in_thread() == [exposed]
     with in_thread(lambda: found.extend(found_in_thread())):
         pass
     with ThreadPoolExecutor(1) as pool:
         found.append(pool.submit(current_token).result())
-        lent.abort(REQUEST)
+        exposed.abort(REQUEST)
         assert pool.submit(AbortableTask().is_aborted).result()
-    assert found == [lent, lent]
+    assert found == [exposed, exposed]
 
 
-def test_thread_that_was_there_before_the_task(token: AbortToken) -> None:
-    """It serves somebody else, and is not stopped by a task's abort.
+def test_thread_that_was_there_before_the_task(token: LiveToken) -> None:
+    """It does not belong to the task, and its checks stay False.
 
-    thread: starts | task: begins, aborted | thread: looks
+    thread: starts | task: begins, aborted | thread: checks
     """
     with ThreadPoolExecutor(1) as pool:
         pool.submit(current_token).result()
-        lend(token)
+        expose_to_threads(token)
         token.abort(REQUEST)
         try:
             assert not pool.submit(AbortableTask().is_aborted).result()
             assert pool.submit(current_token).result() is not token
         finally:
-            lend(OUTSIDE)
+            expose_to_threads(OUTSIDE)
 
 
-def test_thread_that_outlives_its_task(token: AbortToken) -> None:
-    """It finds no task any more, and not the next one either.
+def test_thread_that_outlives_its_task(token: LiveToken) -> None:
+    """It finds neither its task any more nor the next one.
 
-    task: starts a thread, ends | next task: begins, aborted | thread: looks
+    task: starts a thread, ends | next task: begins, aborted | thread: checks
     """
-    lend(token)
+    expose_to_threads(token)
     try:
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(current_token).result() is token
-            lend(OUTSIDE)
+            expose_to_threads(OUTSIDE)
             assert pool.submit(current_token).result() is not token
-            following = AbortToken("next")
-            lend(following)
+            following = LiveToken("next")
+            expose_to_threads(following)
             following.abort(REQUEST)
             assert not pool.submit(current_token).result().is_aborted()
     finally:
-        lend(OUTSIDE)
+        expose_to_threads(OUTSIDE)
 
 
-def test_task_in_a_thread_of_a_pool(token: AbortToken) -> None:
-    """Others run at the same time: no thread is taken for one of this task's."""
+def test_task_in_a_thread_of_a_pool(token: LiveToken) -> None:
+    """Other tasks run at the same time, so its threads find no task."""
 
     def body() -> None:
-        lend(token)
+        expose_to_threads(token)
         found.extend(found_in_thread())
 
     found: list[AbortToken] = []
@@ -448,7 +474,7 @@ def test_task_in_a_thread_of_a_pool(token: AbortToken) -> None:
 
 
 def test_unknown_abort_mode(app: Celery) -> None:
-    """It is refused when the task is defined, by the task's name."""
+    """The definition of the task fails, with the name of the task."""
     with pytest.raises(ImproperlyConfigured, match=r"convert.*abort_mode.*'hard'"):
 
         @app.task(base=AbortableTask, abort_mode="hard", lazy=False, shared=False)

@@ -1,4 +1,4 @@
-"""What an abort ends beside the task itself, and in which order."""
+"""An abort also ends what was to run after the task, and in which order."""
 
 from typing import Any
 
@@ -7,20 +7,34 @@ from celery import Celery, Signature, chain, chord, group, states
 from celery.app.task import Context
 
 from aioabort import TaskAborted
-from aioabort.worker.finish import AbortHonoured, finish_aborted
+from aioabort.worker.execution.ending import end_as_revoked
 from aioabort.worker.run import Run
-from tests.unit.test_run import Listener
+from aioabort.worker.workflow import AbortHonoured, ids_of_followers
+from tests.unit.test_run import RecordingSupervisor
 
 ERROR = TaskAborted("why", "ann", "a")
 
 
 class Backend:
-    """Notes what it is told, and can be lost in the middle of it."""
+    """Notes what is stored; the process dies after *lost_after* states.
 
-    def __init__(self, lost_after: int = 1_000) -> None:
+    *states* are those that are stored already, by task id. The end of the workflow
+    cannot be stored *failures* times.
+    """
+
+    def __init__(
+        self,
+        lost_after: int = 1_000,
+        states: dict[str, str] | None = None,
+        failures: int = 0,
+    ) -> None:
+        self.states = states or {}
         self.stored: list[str] = []
         self.parts: list[str] = []
-        self.own: list[tuple[bool, bool]] = []
+        #: How often the end of the workflow was stored, or tried.
+        self.ends = 0
+        self.errbacks: list[str] = []
+        self.failures = failures
         self._lost_after = lost_after
 
     def store_result(self, task_id: str, error: object, state: str, **_: Any) -> None:
@@ -28,6 +42,10 @@ class Backend:
             raise SystemExit
         assert (error, state) == (ERROR, states.REVOKED)
         self.stored.append(task_id)
+
+    def get_task_meta(self, task_id: str, cache: bool) -> dict[str, str]:
+        assert not cache
+        return {"status": self.states.get(task_id, "PENDING")}
 
     def on_chord_part_return(self, request: Context, *_: object) -> None:
         self.parts.append(str(request.id))
@@ -43,11 +61,22 @@ class Backend:
         **__: Any,
     ) -> None:
         assert (task_id, request.chain) == ("a", None)
-        self.own.append((store_result, call_errbacks))
+        assert (store_result, call_errbacks) == (False, False)
+        self.ends += 1
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+
+    def _call_task_errbacks(self, request: Context, error: object, _: None) -> None:
+        assert error == ERROR
+        [errback] = request.errbacks
+        self.errbacks.append(errback)
+        if errback == "broken":
+            raise LookupError
 
 
 class Task:
-    """Stands for Celery's, whose ends are told to a backend."""
+    """Stands for Celery's task, which stores its final state in a backend."""
 
     ignore_result = store_errors_even_if_ignored = False
 
@@ -69,13 +98,17 @@ def part() -> Any:
     return lambda name: task.si().set(task_id=name)
 
 
-def end(backend: Backend, *rest: Signature, state: str | None = None) -> None:
-    """End a task whose chain goes on with *rest*, which has ids."""
-    request = Context(id="a", chain=[part for part in reversed(rest) if part.freeze()])
-    run = Run(Context(id="a", hostname="w@h"), Listener())
-    run.state = state
+def end(backend: Backend, *rest: Signature, state: str | None = None) -> Run:
+    """End a task whose chain goes on with *rest*, which has ids; return its run."""
+    later = [part for part in reversed(rest) if part.freeze()]
+    request = Context(id="a", chain=later, errbacks=["broken", "other"])
+    run = Run(Context(id="a", hostname="w@h"), RecordingSupervisor())
+    run.stored_state = state
     task: Any = Task(backend)
-    finish_aborted(task, request, ERROR, run)
+    with pytest.raises(AbortHonoured):
+        end_as_revoked(task, request, ERROR, run)
+    run.mark_ended(states.IGNORED)
+    return run
 
 
 def test_every_task_of_the_rest_of_a_chain_ends(part: Any) -> None:
@@ -85,54 +118,92 @@ def test_every_task_of_the_rest_of_a_chain_ends(part: Any) -> None:
         [chain(part("b"), group(part("c"), part("d"))), part("e")],
         group(part("f"), chord([part("g"), part("h")], part("i"))),
     )
-    with pytest.raises(AbortHonoured):
-        end(backend, rest)
-    assert sorted(backend.stored) == list("bcdefghi")
-    # No chord is told of a part of a header that never began.
+    end(backend, rest)
+    assert sorted(backend.stored) == list("abcdefghi")
+    # No part is returned to a chord whose header never began.
     assert backend.parts == []
 
 
-def test_task_that_nobody_can_wait_for(part: Any) -> None:
-    """A part without an id is no obstacle."""
+def test_task_without_an_id(part: Any) -> None:
+    """It has no waiter, and does no harm."""
     backend = Backend()
     request = Context(id="a", chain=[part(None)])
-    run = Run(Context(id="a", hostname="w@h"), Listener())
+    run = Run(Context(id="a", hostname="w@h"), RecordingSupervisor())
     task: Any = Task(backend)
     with pytest.raises(AbortHonoured):
-        finish_aborted(task, request, ERROR, run)
-    assert backend.stored == []
+        end_as_revoked(task, request, ERROR, run)
+    assert backend.stored == ["a"]
 
 
-def test_process_that_dies_while_it_ends_a_chain(part: Any) -> None:
-    """The redelivery does again what may be missing: the task's own end comes last.
+@pytest.mark.parametrize(("state", "again"), [("STARTED", "abc"), ("REVOKED", "bc")])
+def test_process_that_dies_while_it_ends_a_chain(
+    part: Any, state: str, again: str
+) -> None:
+    """The redelivery does again what may be missing.
 
-    run: ends b, is killed | redelivery, state STARTED: ends b, c and itself
+    run: ends itself and c, is killed | redelivery: ends c and b, and itself if Celery's
+    STARTED has replaced its end
     """
-    lost, backend = Backend(lost_after=1), Backend()
+    lost, backend = Backend(lost_after=2), Backend()
     with pytest.raises(SystemExit):
         end(lost, part("b"), part("c"))
-    assert lost.own == []
-    with pytest.raises(AbortHonoured):
-        end(backend, part("b"), part("c"), state="STARTED")
-    assert sorted(backend.stored) == ["b", "c"]
-    assert backend.own == [(True, True)]
+    assert (lost.stored, lost.ends, lost.errbacks) == (["a", "c"], 0, [])
+    end(backend, part("b"), part("c"), state=state)
+    assert sorted(backend.stored) == list(again)
+    assert bool(backend.errbacks) == (state == "STARTED")
 
 
-def test_process_that_dies_before_it_tells_the_chord(part: Any) -> None:
-    """The redelivery of a task that is REVOKED tells its chord, and stores nothing.
+def test_process_that_dies_before_it_returns_its_part(part: Any) -> None:
+    """The redelivery of a REVOKED task returns its part of the chord, and stores nothing.
 
     run: stores REVOKED, is killed | redelivery, state REVOKED: returns its part
     """
     backend = Backend()
-    with pytest.raises(AbortHonoured):
-        end(backend, part("b"), state="REVOKED")
-    assert backend.own == [(False, False)]
+    end(backend, part("b"), state="REVOKED")
+    assert "a" not in backend.stored
+    assert (backend.ends, backend.errbacks) == (1, [])
 
 
 @pytest.mark.parametrize("state", ["SUCCESS", "FAILURE"])
-def test_redelivery_of_a_finished_task(part: Any, state: str) -> None:
-    """What came of it, and of what followed, is left alone."""
-    backend = Backend()
-    with pytest.raises(AbortHonoured):
-        end(backend, part("b"), state=state)
-    assert (backend.stored, backend.own) == ([], [])
+def test_another_run_has_a_result(part: Any, state: str) -> None:
+    """Its result stays, and so do the results of what followed.
+
+    this run: polls, STARTED | the other run: *state*, publishes b | this run: aborted
+    """
+    backend = Backend(states={"a": state})
+    run = end(backend, part("b"), state="STARTED")
+    assert (backend.stored, backend.ends, backend.errbacks) == ([], 0, [])
+    assert run.outcome == "too_late"
+
+
+def test_follower_that_has_a_result(part: Any) -> None:
+    """It was published by another run of the task, and may have returned.
+
+    this run: REVOKED | the other run: SUCCESS, publishes b | b: SUCCESS | this run: ends c
+    """
+    backend = Backend(states={"b": "SUCCESS"})
+    end(backend, part("b"), part("c"))
+    assert sorted(backend.stored) == ["a", "c"]
+
+
+def test_who_does_not_run(part: Any) -> None:
+    """Later tasks and callbacks, and the bodies of the chords that they are in."""
+    link = part("link").set(chord=part("body"))
+    context = Context(chain=[link], callbacks=[part("callback")])
+
+    assert sorted(ids_of_followers(context)) == ["body", "callback", "link"]
+    assert ids_of_followers(Context(chord=part("body"))) == ["body"]
+    assert ids_of_followers(Context()) == []
+
+
+def test_errbacks_are_called_once(part: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the storing is repeated, and an errback's own error ends nothing.
+
+    storing fails | stored | the first errback fails: logged | the second is called
+    """
+    backend = Backend(failures=2)
+    end(backend, part("b"))
+    assert backend.ends == 3
+    assert backend.errbacks == ["broken", "other"]
+    [record] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.getMessage() == "Task a: an errback failed"

@@ -1,1 +1,1 @@
-"""A page over ``aioabort.web``: start runs, see them, abort them."""
+"""The page of the demo: start runs, watch them and abort them."""

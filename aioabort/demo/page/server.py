@@ -1,4 +1,4 @@
-"""The server of the page: on loopback, with a worker, until Ctrl-C."""
+"""Uvicorn with the page, on loopback, and a worker, until Ctrl-C."""
 
 import os
 import socket
@@ -9,28 +9,30 @@ import uvicorn
 from anyio import create_task_group, to_thread
 
 from aioabort import AbortClient
+from aioabort.demo import UnusableOption
 from aioabort.demo.arguments import Options
-from aioabort.demo.bench import Bench
+from aioabort.demo.celery_app import app
 from aioabort.demo.display import Display
-from aioabort.demo.errors import Unusable
-from aioabort.demo.page.site import Site
-from aioabort.demo.project import app
-from aioabort.demo.runs import Job
+from aioabort.demo.page.application import DemoPage
+from aioabort.demo.runs import IndexJob
+from aioabort.demo.services import Services
 
 HOST = "127.0.0.1"
 
-#: Seconds that an answer may take when the server is to stop.
-PATIENCE = 2
+#: Seconds that open responses may take when the server stops.
+SHUTDOWN_TIMEOUT = 2
 
 
-async def serve(options: Options, bench: Bench, job: Job, display: Display) -> None:
-    """Serve the page for as long as the worker lives.
+async def serve(
+    options: Options, services: Services, job: IndexJob, display: Display
+) -> None:
+    """Serve the page until Ctrl-C, which raises KeyboardInterrupt.
 
-    Raises KeyboardInterrupt after Ctrl-C, and Unusable if the port is not free.
+    Raises UnusableOption if the port is not free, and DemoError if the worker dies.
     """
-    with _bound(options.port) as listening:
+    with _bind(options.port) as listening:
         async with (
-            bench.worker(options.pool, options.concurrency),
+            services.worker(options.pool, options.concurrency),
             AbortClient(app) as client,
             create_task_group() as group,
         ):
@@ -38,41 +40,41 @@ async def serve(options: Options, bench: Bench, job: Job, display: Display) -> N
             display.say(f"The page is at {url} (Ctrl-C ends it)")
             if options.browser and _has_display():
                 group.start_soon(_open_browser, url)
-            site = Site(client, bench, job)
-            await _Server(site, client).serve([listening])
+            page = DemoPage(client, services, job)
+            await _PageServer(page, client).serve([listening])
             group.cancel_scope.cancel()
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn, except that it does not wait for streams that go on and on."""
+class _PageServer(uvicorn.Server):
+    """Uvicorn, except that it ends the event streams when it shuts down."""
 
-    def __init__(self, site: Site, client: AbortClient) -> None:
+    def __init__(self, page: DemoPage, client: AbortClient) -> None:
         super().__init__(
             uvicorn.Config(
-                site.application(),
+                page.application(),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=PATIENCE,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
             )
         )
         self._client = client
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams by ending what they are about."""
+        """Close the client, which ends its streams, then shut down."""
         await self._client.aclose()
         await super().shutdown(sockets)
 
 
-def _bound(port: int) -> socket.socket:
+def _bind(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        raise Unusable(f"--port: {port} on {HOST}: {error.strerror}") from None
+        raise UnusableOption(f"--port: {port} on {HOST}: {error.strerror}") from None
 
 
 def _has_display() -> bool:
-    """Whether a browser has a window to open in; one in this terminal would take it."""
+    """Whether a graphical browser can open; a text browser would take the terminal."""
     variables = ("DISPLAY", "WAYLAND_DISPLAY")
     return sys.platform == "darwin" or any(map(os.environ.get, variables))
 

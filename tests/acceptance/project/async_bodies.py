@@ -10,11 +10,7 @@ import anyio
 from celery import current_task
 from marks import note, until, wait_for
 
-from aioabort import AbortableTask, current_token
-from aioabort.worker import coroutines
-
-# Five seconds are long for a test.
-coroutines.CLEANUP_TIME = 1.0
+from aioabort import AbortableTask, AbortClient, current_token
 
 PAUSE = 0.002
 
@@ -34,6 +30,16 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:  # noqa: C901, PLR0915
         note(place, "body")
         await asyncio.sleep(0)
         return number * 2
+
+    @task
+    async def delegating(place: str, number: int) -> int:
+        """Have other tasks do the work, twice, and await their values."""
+        async with AbortClient(doubling.app) as client:
+            sent = await client.send(doubling, place, number)
+            twice: int = await sent.wait(30)
+        delayed = await doubling.adelay(place, twice)
+        value: int = await delayed.wait(30)
+        return value
 
     @task
     async def failing(place: str) -> None:
@@ -169,6 +175,7 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:  # noqa: C901, PLR0915
 
     return SimpleNamespace(
         doubling=doubling,
+        delegating=delegating,
         failing=failing,
         retrying=retrying,
         autoretrying=autoretrying,

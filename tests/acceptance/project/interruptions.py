@@ -1,8 +1,10 @@
 """Tasks that never look, and are interrupted: ``abort_mode="raise"``."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,20 @@ from aioabort import AbortableTask
 
 
 def never() -> bool:
-    """Be a condition that one waits for in vain."""
+    """Be a condition that never holds."""
     return False
+
+
+class Late(AbortableTask):
+    """A base class that works after the body."""
+
+    abstract = True
+
+    def __call__(self, place: str) -> None:
+        """Call the body, and go on."""
+        super().__call__(place)
+        note(place, "body")
+        until(never)
 
 
 def define(task: Callable[..., Any]) -> SimpleNamespace:
@@ -73,4 +87,51 @@ def define(task: Callable[..., Any]) -> SimpleNamespace:
         catching=catching,
         shielding=shielding,
         brief=brief,
+        **define_longer(interrupted),
     )
+
+
+def define_longer(interrupted: Callable[..., Any]) -> dict[str, Any]:
+    """Return the tasks that a first exception does not end."""
+
+    @interrupted
+    def logging_rows(place: str) -> None:
+        """Spend the time in a library that swallows exceptions."""
+        log = logging.getLogger("rows")
+        log.propagate = False
+        log.addHandler(logging.FileHandler(Path(place, "rows")))
+        note(place, "body")
+        until(lambda: log.warning("a row"))
+
+    @interrupted
+    def cleaning(place: str) -> None:
+        """Take long to clean up, without a shield."""
+        note(place, "body")
+        try:
+            until(never)
+        finally:
+            wait_for(place, "end")
+            note(place, "cleaned")
+
+    @interrupted(base=Late)
+    def late(place: str) -> None:
+        """End soon; then the class goes on."""
+
+    @interrupted
+    def subtask(place: str) -> None:
+        """Be run eagerly."""
+        note(place, "body")
+        until(never)
+
+    @interrupted
+    def calling(place: str) -> None:
+        """Run another task, and yet another one if that ends."""
+        for _ in range(2):
+            subtask.apply(args=(place,))
+
+    return {
+        "logging_rows": logging_rows,
+        "cleaning": cleaning,
+        "late": late,
+        "calling": calling,
+    }

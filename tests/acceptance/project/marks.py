@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 30.0
+#: Seconds until a task gives up, later than the test that has sent it.
+PATIENCE = 60.0
 PAUSE = 0.002
 
 
@@ -15,7 +16,7 @@ def note(place: str, name: str, text: object = "") -> None:
 
 
 def until(condition: Callable[[], bool | None]) -> None:
-    """Return when *condition* holds; a task that waits in vain fails."""
+    """Return when *condition* holds; raise TimeoutError if it does not in time."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:

@@ -16,10 +16,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 from marks import note, until, wait_for
 
 from aioabort import AbortableTask, current_token
-from aioabort.worker import kills
-
-# Five seconds are long for a test.
-kills.OVERDUE = 2.0
 
 
 def waiting(self: AbortableTask, place: str) -> str:
@@ -140,14 +136,14 @@ def locked(place: str) -> None:
 
 
 def lasting(place: str, seconds: float) -> str:
-    """Take so long, without a look."""
+    """Take so long, without a check."""
     note(place, "body", os.getpid())
     time.sleep(seconds)
     return "done"
 
 
 def failing(place: str) -> None:
-    """Fail when the test says so, without a look."""
+    """Fail when the test says so, without a check."""
     note(place, "body")
     wait_for(place, "end")
     note(place, "ended")

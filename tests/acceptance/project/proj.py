@@ -22,13 +22,19 @@ import interruptions
 import library  # noqa: F401 (registers its task)
 import pools
 import spans  # noqa: F401 (exports them where a test wants to see them)
+import ways_to_end
 from celery import Celery, Task, current_task, signals
 from marks import note, until, wait_for
 
 from aioabort import AbortableTask, current_token
+from aioabort.timing import Timing
 
 app = Celery("proj", task_cls="aioabort:AbortableTask")
+# Five seconds are long for a test.
+app.conf.aioabort_timing = Timing(cleanup_timeout=1.0)
 app.conf.update(json.loads(os.environ["AIOABORT_TEST_PROJECT"]))
+# Five seconds are long for a test.
+app.conf.aioabort_timing = Timing(kill_overdue=2.0)
 
 
 # The test's process has a copy of this module for each worker; a task that every app
@@ -40,6 +46,7 @@ in_async = async_bodies.define(task)
 in_backend = backends.define(task)
 in_endings = endings.define(task)
 in_interruptions = interruptions.define(task)
+in_ways = ways_to_end.define(task)
 
 
 @signals.task_prerun.connect
@@ -78,7 +85,7 @@ def untracked(place: str) -> None:
 
 @task
 def gated(place: str) -> str:
-    """End when the test says so, without a look at the abort."""
+    """End when the test says so, without a check."""
     note(place, "body", os.getpid())
     wait_for(place, "end")
     return "done"
@@ -144,7 +151,7 @@ def overwriting(self: AbortableTask, place: str) -> str:
 
 @task(bind=True)
 def retrying(self: AbortableTask, place: str, countdown: float) -> None:
-    """Ask for another attempt, without a look at the abort."""
+    """Ask for another attempt, without a check."""
     note(place, "body")
     wait_for(place, "retry")
     raise self.retry(countdown=countdown)
@@ -152,7 +159,7 @@ def retrying(self: AbortableTask, place: str, countdown: float) -> None:
 
 @task(bind=True, autoretry_for=(Exception,), default_retry_delay=0)
 def autoretrying(self: AbortableTask, place: str) -> None:
-    """Stop by an exception, of which every one deserves another attempt."""
+    """Stop by an exception; Celery retries after any."""
     note(place, "body")
     until(self.raise_if_aborted)
 
@@ -289,7 +296,7 @@ class WithHandlers(AbortableTask):
         note(args[0], "on_failure", self.is_aborted())
 
     def after_return(self, *handed: Any) -> None:
-        """Look with an id, and with arguments that nobody reads."""
+        """Check with an id, and with arguments that are ignored."""
         status, _, task_id, args, *_ = handed
         note(args[0], "after_return", self.is_aborted(task_id=task_id, status=status))
 

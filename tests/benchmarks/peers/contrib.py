@@ -51,7 +51,7 @@ def abort(app: Celery, task_id: str) -> None:
 async def getting(
     dsn: str, waiters: int, *, pooled: bool
 ) -> AsyncGenerator[Callable[[str], Awaitable[Any]]]:
-    """Wait in threads, of which there is one for each waiter."""
+    """Wait in threads, one for each waiter."""
     app = app_of(dsn, pooled=pooled)
     loop = asyncio.get_running_loop()
     is_over = False

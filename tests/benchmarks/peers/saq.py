@@ -1,4 +1,4 @@
-"""saq on PostgreSQL, with its default of a look for aborts every second."""
+"""saq on PostgreSQL, with its default of a poll for aborts every second."""
 
 import asyncio
 import sys

@@ -1,33 +1,48 @@
-"""The project that the workers serve: bodies that keep a diary of when they looked.
+"""The project that the workers serve: bodies that keep a diary of their checks.
 
-Moments are those of the machine's monotonic clock, which all processes share and
-nobody steps.
+Times are of the machine's monotonic clock, which all processes share and which no
+fault steps.
 """
 
 import asyncio
 import json
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import folder_broker  # noqa: F401 (makes the broker known to kombu)
 from celery import Celery, signals
 from celery.backends.database.session import SessionManager
+from celery.exceptions import Ignore
 from celery.worker.request import Request
 
-from aioabort import AbortableTask, current_token
+from aioabort import AbortableTask, TaskAborted, current_token
+from aioabort.worker.agent.agent import agent_for
 
 #: Seconds after which a body that was asked to stop, and is not told, gives up.
 LIFETIME = 90.0
 PAUSE = 0.02
 
 app = Celery("faultproj", task_cls="aioabort:AbortableTask")
-app.conf.update(json.loads(os.environ["AIOABORT_FAULTS_PROJECT"]))
+CONF = json.loads(os.environ["AIOABORT_FAULTS_PROJECT"])
+app.conf.update(CONF)
 
 # Celery pools connections in prefork children only; elsewhere it would spend most of
 # this suite's time on opening them.
 SessionManager.forked = True
+
+
+if broker := os.environ.get("AIOABORT_FAULTS_OTHER_BROKER"):
+    other_app = Celery("other", broker=broker, set_as_current=False)
+    other_app.conf.update(CONF | {"broker_url": broker})
+
+    @signals.worker_process_init.connect
+    def start_agent_for_other_app(**_: object) -> None:
+        """Be a process in which a task of another app has run."""
+        agent_for(other_app)
 
 
 def clock() -> float:
@@ -58,13 +73,18 @@ def tell_of_delivery(request: Request, **_: object) -> None:
 
 
 class Looks:
-    """When a body looked for an abort in vain the last time, and when it saw one."""
+    """The times of a body's last check without an abort, and of the check that saw one."""
 
     def __init__(self) -> None:
         self._token = current_token()
         self._deadline = clock() + LIFETIME
         self.in_vain = 0.0
         self.saw = 0.0
+
+    def is_late(self) -> bool:
+        """Whether the body has been waiting for too long."""
+        self.in_vain = clock()
+        return self.in_vain > self._deadline
 
     def __call__(self) -> bool:
         """Look."""
@@ -84,7 +104,7 @@ def diary(task: AbortableTask) -> Iterator[Looks]:
     try:
         yield looks
     finally:
-        note("end", task.request.id, looks.in_vain, looks.saw)
+        note("end", task.request.id, looks.in_vain, looks.saw, clock())
 
 
 @app.task(bind=True, name="returning")
@@ -168,6 +188,73 @@ def short(self: AbortableTask, seconds: float) -> str:
         while clock() < end and not look():
             time.sleep(PAUSE)
         return "done"
+
+
+@app.task(bind=True, name="undecided")
+def undecided(self: AbortableTask, cleanup: float) -> str:
+    """Return a value, unless another run of the same id raises."""
+    with diary(self) as look:
+        while not look():
+            time.sleep(PAUSE)
+        time.sleep(cleanup)
+        if random.random() < 0.5:
+            self.raise_if_aborted()
+        return "stopped"
+
+
+@app.task(name="piece")
+def piece(task_id: str) -> str:
+    """Be one of the items of the mapping *task_id*."""
+    note("begin", task_id, clock())
+    time.sleep(PAUSE)
+    note("end", task_id, 0.0, 0.0, clock())
+    return "done"
+
+
+@app.task(bind=True, name="ignoring")
+def ignoring(self: AbortableTask) -> None:
+    """Raise Ignore after the abort was requested, without a check."""
+    permit = Path(os.environ["AIOABORT_FAULTS_DIARY"]).parent / "permits"
+    end = clock() + LIFETIME
+    with diary(self):
+        while clock() < end and not (permit / self.request.id).exists():
+            time.sleep(PAUSE)
+        raise Ignore
+
+
+@app.task(bind=True, name="computing", abort_mode="raise")
+def computing(self: AbortableTask) -> None:
+    """Make no check, in pure Python."""
+    with diary(self) as look:
+        try:
+            while not look.is_late():
+                sum(range(1_000))
+        except TaskAborted:
+            look.saw = clock()
+            raise
+
+
+@app.task(bind=True, name="stubborn")
+def stubborn(self: AbortableTask) -> None:
+    """Make no check, and go on until it is killed."""
+    with diary(self) as look:
+        while not look.is_late():
+            time.sleep(PAUSE)
+
+
+@app.task(bind=True, name="limited")
+def limited(self: AbortableTask) -> None:
+    """Do the same; its soft time limit may come first."""
+    with diary(self) as look:
+        while not look.is_late():
+            time.sleep(PAUSE)
+
+
+@app.task(bind=True, name="large")
+def large(self: AbortableTask, size: int) -> str:
+    """Return so many characters."""
+    with diary(self):
+        return "x" * size
 
 
 @app.task(bind=True, name="blind")

@@ -1,11 +1,12 @@
-// The page: what aioabort.web tells of the runs that were started here.
+// The page: starts runs, and shows what the endpoints of aioabort.web return for them.
 
-// Seconds in which the worker has recorded how a task ended that has just done so.
-const SETTLED_AFTER = 0.3;
-const MOST_LOOKS = 10;
+// The worker stores a task's outcome just after its result: seconds between two
+// queries for the outcome, and their maximum number.
+const OUTCOME_INTERVAL = 0.3;
+const MAX_QUERIES = 10;
 
-// As many as one stream of events tells of.
-const MOST_FOLLOWED = 100;
+// Maximum number of tasks in one event stream.
+const MAX_FOLLOWED = 100;
 
 const STOPPED = new Set(["aborted", "returned", "killed"]);
 const ENDED = new Set(["stopped", "done", "failed"]);
@@ -13,18 +14,18 @@ const ENDINGS = {
   aborted: "it never began",
   returned: "it returned early",
   failed: "it failed",
-  killed: "its process was ended",
+  killed: "its process was killed",
   unkillable: "it could not be killed",
-  too_late: "it ended before it looked",
+  too_late: "it ended before it checked",
 };
 
 const element = (id) => document.getElementById(id);
 const runs = new Map();
 let stream = null;
 
-// Talking to the server.
+// HTTP requests.
 
-async function ask(path, body) {
+async function send(path, body) {
   const options = body === undefined ? {} : {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -34,14 +35,14 @@ async function ask(path, body) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("The demo does not answer: has it been stopped?");
+    throw new Error("The demo does not respond: restart it, then reload this page.");
   }
-  const answer = await response.json();
-  // A task that has ended, and one that is still queued, are no problems here.
-  if (response.ok || response.status === 409 && answer.answer || answer.task_id) {
-    return answer;
+  const data = await response.json();
+  // 409 for a task that has ended, and 404 for one that is still queued, are no errors.
+  if (response.ok || response.status === 409 && data.answer || data.task_id) {
+    return data;
   }
-  throw new Error(answer.detail);
+  throw new Error(data.detail);
 }
 
 const path = (run) => `/tasks/${encodeURIComponent(run.task_id)}`;
@@ -49,31 +50,31 @@ const path = (run) => `/tasks/${encodeURIComponent(run.task_id)}`;
 function follow() {
   stream?.close();
   stream = null;
-  // The oldest first: they are those that run.
+  // The oldest first, because these run.
   const open = [...runs.values()].filter((run) => !run.snapshot.is_finished);
   if (open.length === 0) {
-    return link("live", "nothing runs");
+    return setConnection("live", "nothing runs");
   }
-  const query = open.slice(0, MOST_FOLLOWED).map((run) => ["id", run.task_id]);
+  const query = open.slice(0, MAX_FOLLOWED).map((run) => ["id", run.task_id]);
   stream = new EventSource(`/tasks/events?${new URLSearchParams(query)}`);
-  stream.onopen = () => link("live", "live");
-  stream.onmessage = ({ data }) => told(JSON.parse(data));
+  stream.onopen = () => setConnection("live", "live");
+  stream.onmessage = ({ data }) => update(JSON.parse(data));
   stream.addEventListener("problem", ({ data }) => {
     const { task_id, detail } = JSON.parse(data);
-    trouble(runs.get(task_id), detail);
+    showProblem(runs.get(task_id), detail);
   });
   stream.onerror = () => {
-    if (open.slice(0, MOST_FOLLOWED).every((run) => run.snapshot.is_finished)) {
+    if (open.slice(0, MAX_FOLLOWED).every((run) => run.snapshot.is_finished)) {
       return follow();
     }
-    link("wait", "connecting again");
+    setConnection("wait", "reconnecting");
     if (stream.readyState === EventSource.CLOSED) {
       setTimeout(follow, 2000);
     }
   };
 }
 
-function told(snapshot) {
+function update(snapshot) {
   const run = runs.get(snapshot.task_id);
   run.snapshot = snapshot;
   if (snapshot.state === "PROGRESS" && snapshot.result) {
@@ -81,19 +82,19 @@ function told(snapshot) {
   } else if (snapshot.state === "SUCCESS" && !snapshot.request) {
     run.hashed = run.files;
   }
-  // The worker records how the request ended just after the task's result.
+  // The worker stores the outcome just after the task's result.
   const settled = !snapshot.request || snapshot.request.outcome;
-  if (snapshot.is_finished && !settled && run.looks++ < MOST_LOOKS) {
-    setTimeout(() => look(run), SETTLED_AFTER * 1000);
+  if (snapshot.is_finished && !settled && run.queries++ < MAX_QUERIES) {
+    setTimeout(() => refresh(run), OUTCOME_INTERVAL * 1000);
   }
   show(run);
 }
 
-async function look(run) {
+async function refresh(run) {
   try {
-    told(await ask(path(run)));
+    update(await send(path(run)));
   } catch (error) {
-    trouble(run, error.message);
+    showProblem(run, error.message);
   }
 }
 
@@ -103,7 +104,7 @@ async function start(event) {
   problem.textContent = "";
   const wanted = { path: element("path").value, count: element("count").valueAsNumber };
   try {
-    (await ask("/runs", wanted)).runs.forEach(add);
+    (await send("/runs", wanted)).runs.forEach(add);
     follow();
   } catch (error) {
     problem.textContent = error.message;
@@ -111,31 +112,31 @@ async function start(event) {
 }
 
 async function abort(run) {
-  run.isAsked = true;
+  run.isAborting = true;
   run.isQueued = run.snapshot.state === "PENDING";
   show(run);
   try {
-    const receipt = await ask(`${path(run)}/abort`, {
+    const receipt = await send(`${path(run)}/abort`, {
       reason: element("reason").value || null,
       requested_by: element("name").value || null,
     });
     if (receipt.answer === "finished") {
-      return look(run);
+      return refresh(run);
     }
-    // The stream may have told more in the meantime.
+    // An event may have brought a newer request by now.
     run.snapshot.request ??= receipt.request;
   } catch (error) {
-    run.isAsked = false;
-    trouble(run, error.message);
+    run.isAborting = false;
+    showProblem(run, error.message);
   }
   show(run);
 }
 
-// What is shown.
+// The cards of the runs.
 
 function add(started) {
   const card = element("run").content.firstElementChild.cloneNode(true);
-  const run = { ...started, card, hashed: 0, looks: 0, isAsked: false, isQueued: false,
+  const run = { ...started, card, hashed: 0, queries: 0, isAborting: false, isQueued: false,
                 snapshot: { state: "PENDING", request: null } };
   runs.set(run.task_id, run);
   part(run, ".number").textContent = `#${run.number}`;
@@ -177,9 +178,9 @@ function show(run) {
   part(run, ".count").textContent = `${run.hashed} of ${run.files} files`;
   const button = part(run, "button");
   button.hidden = isOver(run);
-  button.disabled = run.isAsked || run.snapshot.request !== null;
+  button.disabled = run.isAborting || run.snapshot.request !== null;
   if (run.snapshot.request) {
-    tell(run, run.snapshot.request);
+    showRequest(run, run.snapshot.request);
   }
   if (before !== now) {
     summarize();
@@ -189,23 +190,23 @@ function show(run) {
   }
 }
 
-function tell(run, request) {
+function showRequest(run, request) {
   part(run, ".story").hidden = false;
-  const asked = new Date(request.requested_at);
+  const requestedAt = new Date(request.requested_at);
   const why = request.reason ? `: “${request.reason}”` : "";
-  step(run, "requested", clock(asked), `by ${request.requested_by ?? "somebody"}${why}`);
+  showStep(run, "requested", clock(requestedAt), `by ${request.requested_by ?? "unknown"}${why}`);
   if (request.seen_at) {
-    step(run, "seen", after(asked, request.seen_at), `by ${request.seen_by}`);
+    showStep(run, "seen", after(requestedAt, request.seen_at), `by ${request.seen_by}`);
   } else {
     const waits = run.isQueued && !request.outcome_at;
-    part(run, "[data-step=seen] span").textContent = waits ? "when its turn comes" : "";
+    part(run, "[data-step=seen] span").textContent = waits ? "when the worker takes it" : "";
   }
   if (request.outcome_at) {
-    step(run, "stopped", after(asked, request.outcome_at), ENDINGS[request.outcome]);
+    showStep(run, "stopped", after(requestedAt, request.outcome_at), ENDINGS[request.outcome]);
   }
 }
 
-function step(run, name, when, text) {
+function showStep(run, name, when, text) {
   const item = part(run, `[data-step=${name}]`);
   item.dataset.is = "done";
   item.querySelector("time").textContent = when;
@@ -216,8 +217,8 @@ const clock = (moment) =>
   moment.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit",
                                   fractionalSecondDigits: 3, hourCycle: "h23" });
 
-function after(asked, moment) {
-  const passed = new Date(moment) - asked;
+function after(start, moment) {
+  const passed = new Date(moment) - start;
   return passed < 1000 ? `+${passed} ms` : `+${(passed / 1000).toFixed(1)} s`;
 }
 
@@ -232,32 +233,32 @@ function summarize() {
     !words.some((each) => each === "running" || each === "queued");
 }
 
-function link(kind, text) {
+function setConnection(kind, text) {
   element("link").dataset.link = kind;
   element("link").textContent = text;
 }
 
-function trouble(run, text) {
+function showProblem(run, text) {
   part(run, ".problem").textContent = text;
 }
 
-// The beginning.
+// Set-up.
 
 element("start").addEventListener("submit", start);
 element("abort-all").addEventListener("submit", (event) => {
   event.preventDefault();
-  [...runs.values()].filter((run) => !isOver(run) && !run.isAsked).forEach(abort);
+  [...runs.values()].filter((run) => !isOver(run) && !run.isAborting).forEach(abort);
 });
 
 try {
-  const known = await ask("/runs");
-  element("path").value = known.path;
-  // The end of a path tells more than its beginning.
+  const state = await send("/runs");
+  element("path").value = state.path;
+  // Show the end of a long path, not its beginning.
   element("path").scrollLeft = element("path").scrollWidth;
-  element("name").value = known.user;
-  element("paths").replaceChildren(...known.paths.map((name) => new Option(name, name)));
-  known.runs.forEach(add);
+  element("name").value = state.user;
+  element("paths").replaceChildren(...state.paths.map((name) => new Option(name, name)));
+  state.runs.forEach(add);
   follow();
 } catch (error) {
-  link("wait", error.message);
+  setConnection("wait", error.message);
 }

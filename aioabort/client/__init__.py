@@ -1,0 +1,1 @@
+"""The client side: aborting tasks and awaiting their results, from asyncio."""

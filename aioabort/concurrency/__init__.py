@@ -1,0 +1,1 @@
+"""Threads, greenlets, forks, and event loops in threads of our own."""

@@ -1,0 +1,1 @@
+"""Reads the results that Celery keeps outside PostgreSQL, for clients and workers."""

@@ -1,0 +1,1 @@
+"""What runs on the agent's event loop: polling, reporting, and planning kills."""

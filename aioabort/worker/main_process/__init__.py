@@ -1,0 +1,1 @@
+"""What runs in the main process of the worker, beside Celery's consumer."""
