@@ -2,7 +2,6 @@
 
 import _thread
 import asyncio
-import signal
 import threading
 import time
 from collections import deque
@@ -249,10 +248,6 @@ def _run(target: Call, ended: Event) -> None:
     try:
         target()
     finally:
-        # billiard blocks SIGTERM in the main thread of a prefork child while the child
-        # holds a lock that all children share. If a thread that ends received SIGTERM
-        # at that time, the process would end without releasing the lock.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ended.set()
 
 

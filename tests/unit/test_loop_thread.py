@@ -85,26 +85,6 @@ def test_eventlet_is_refused(
     assert isinstance(crawl.apply().result, ImproperlyConfigured)
 
 
-def test_a_thread_that_ends_takes_no_signal() -> None:
-    """A signal that the main thread blocks stays pending for it.
-
-    Closes: a prefork child blocks SIGTERM while it holds the lock of the pool's results
-    | a thread that ends receives SIGTERM | the lock is never released
-    """
-    blocked: list[set[int]] = []
-
-    class Ended(threading.Event):
-        def set(self) -> None:
-            blocked.append({*signal.pthread_sigmask(signal.SIG_BLOCK, ())})
-            super().set()
-
-    ended = Ended()
-    threading.Thread(target=loop_thread._run, args=(lambda: None, ended)).start()
-
-    assert ended.wait(5)
-    assert signal.SIGTERM in blocked[0]
-
-
 class Interrupted(Exception):
     """What a signal handler raises, as Celery's does at a soft time limit."""
 

@@ -22,6 +22,7 @@ from aioabort.concurrency.per_process import PerProcess
 from aioabort.exceptions import StoreError, StoreUnavailable
 from aioabort.models import TaskRow
 from aioabort.settings import Settings, read_settings
+from aioabort.worker.agent.child_exit import keep_sigterm_for_main_thread
 from aioabort.worker.agent.monitor import Monitor
 from aioabort.worker.handover import handover
 from aioabort.worker.run import Run
@@ -209,4 +210,5 @@ def _stop_with_process() -> None:
     # A prefork child runs no atexit functions, and sends this signal. The process of
     # the other pools sends the second one, after its last task.
     signals.worker_process_shutdown.connect(stop_agents, weak=False)
+    signals.worker_process_shutdown.connect(keep_sigterm_for_main_thread, weak=False)
     signals.worker_shutdown.connect(stop_agents, weak=False)
