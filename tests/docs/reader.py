@@ -1,9 +1,10 @@
 """A reader, who follows a page step by step.
 
 A block of Python that begins with ``# name.py`` is a file of a project;
-``# name.py, continued`` is appended to that file, which may be one that a command made. The owner of the database runs
-blocks of SQL. A ``console`` block has commands and their output, where ``…`` stands
-for any text. ``celery … worker`` runs until ``^C``, in a terminal of its own.
+``# name.py, continued`` is appended to that file, which may be one that a command made.
+The owner of the database runs blocks of SQL. A ``console`` block has commands and their
+output, where ``…`` stands for any text. ``celery … worker`` runs until ``^C``, in a
+terminal of its own.
 """
 
 import os
@@ -51,6 +52,10 @@ class Reader:
         while self._todo and not (until and until in self._todo[0].text):
             self.do(self._todo.pop(0))
         assert self._todo or not until, f"{self._page} has no {until!r}"
+
+    def next(self) -> Block:
+        """Return the next block, which the caller does in its own way."""
+        return self._todo.pop(0)
 
     def do(self, block: Block) -> None:
         """Do one block: write its file, or run its commands or statements."""
