@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +36,15 @@ def no_agents() -> Iterator[None]:
 def redis_url() -> str:
     """The address of a Redis that answers."""
     return url_of_redis()
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def external_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a result backend that is not PostgreSQL: both by turns."""
+    if request.param == "sqlite":
+        return f"db+sqlite:///{tmp_path / 'results'}"
+    url: str = request.getfixturevalue("redis_url")
+    return url
 
 
 @pytest.fixture

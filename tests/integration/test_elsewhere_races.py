@@ -1,7 +1,6 @@
 """A task ends, with its result outside PostgreSQL, while a client requests its abort."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,16 +20,10 @@ from tests.support.waiting import BOUND
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 
 
-@pytest.fixture(params=["redis", "sqlite"])
-def app(
-    request: pytest.FixtureRequest, empty_dsn: str, make_app: MakeApp, tmp_path: Path
-) -> Celery:
+@pytest.fixture
+def app(empty_dsn: str, external_url: str, make_app: MakeApp) -> Celery:
     """An app whose results are not in PostgreSQL."""
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = f"db+sqlite:///{tmp_path / 'results'}"
-    return make_app(empty_dsn, aioabort_dsn=empty_dsn, result_backend=url)
+    return make_app(empty_dsn, aioabort_dsn=empty_dsn, result_backend=external_url)
 
 
 @pytest.fixture

@@ -42,15 +42,6 @@ from tests.support.waiting import BOUND, NEVER_POLLED
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 
 
-@pytest.fixture(params=["redis", "sqlite"])
-def backend_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a result backend that is not PostgreSQL."""
-    if request.param == "sqlite":
-        return f"db+sqlite:///{tmp_path / 'results'}"
-    url: str = request.getfixturevalue("redis_url")
-    return url
-
-
 def make(dsn: str, backend: str | None, **settings: Any) -> Celery:
     app = Celery("tests", broker="memory://", backend=backend, set_as_current=False)
     app.conf.update(aioabort_dsn=dsn, aioabort_poll_interval=0.1, result_expires=60)
@@ -59,9 +50,9 @@ def make(dsn: str, backend: str | None, **settings: Any) -> Celery:
 
 
 @pytest.fixture
-async def client(empty_dsn: str, backend_url: str) -> AsyncIterator[AbortClient]:
+async def client(empty_dsn: str, external_url: str) -> AsyncIterator[AbortClient]:
     """A client whose results are elsewhere, and which polls many times a second."""
-    async with AbortClient(make(empty_dsn, backend_url)) as client:
+    async with AbortClient(make(empty_dsn, external_url)) as client:
         yield client
 
 
@@ -112,10 +103,10 @@ async def test_an_error_is_raised_for_each(client: AbortClient, task_id: str) ->
 
 
 async def test_a_notification_ends_the_wait(
-    empty_dsn: str, backend_url: str, task_id: str
+    empty_dsn: str, external_url: str, task_id: str
 ) -> None:
     """The notifications are the same: the end is noticed without any poll."""
-    app = make(empty_dsn, backend_url, aioabort_poll_interval=NEVER_POLLED)
+    app = make(empty_dsn, external_url, aioabort_poll_interval=NEVER_POLLED)
     settings = read_settings(app)
     async with (
         AbortClient(app) as client,
@@ -178,11 +169,11 @@ async def test_a_snapshot_joins_both(client: AbortClient, task_id: str) -> None:
 
 
 async def test_what_settled_says_is_shown_from_then_on(
-    empty_dsn: str, backend_url: str, task_id: str
+    empty_dsn: str, external_url: str, task_id: str
 ) -> None:
     """The outcome of a task whose worker records none is derived, and recorded."""
     timing = Timing(settle_timeout=0.2)
-    async with AbortClient(make(empty_dsn, backend_url, aioabort_timing=timing)) as it:
+    async with AbortClient(make(empty_dsn, external_url, aioabort_timing=timing)) as it:
         receipt = await it.abort(task_id)
         await end(it.app, task_id, 1, states.SUCCESS)
         assert await receipt.settled(BOUND) == "too_late"
@@ -194,10 +185,10 @@ async def test_what_settled_says_is_shown_from_then_on(
 
 @pytest.mark.parametrize("timezone", ["UTC", "Asia/Kolkata"])
 async def test_the_end_has_a_time_zone(
-    empty_dsn: str, backend_url: str, task_id: str, timezone: str
+    empty_dsn: str, external_url: str, task_id: str, timezone: str
 ) -> None:
     """Redis stores text, and SQLite drops the time zone, which is the app's."""
-    async with AbortClient(make(empty_dsn, backend_url, timezone=timezone)) as client:
+    async with AbortClient(make(empty_dsn, external_url, timezone=timezone)) as client:
         await end(client.app, task_id, 1, states.SUCCESS)
         ended_at = (await client.snapshot(task_id)).date_done
     assert ended_at is not None
@@ -353,13 +344,13 @@ async def test_a_hostile_result_ends_its_own_wait_only(
 
 
 async def test_results_flow_while_postgresql_is_away(
-    network: Network, backend_url: str, task_id: str
+    network: Network, external_url: str, task_id: str
 ) -> None:
     """An outage of PostgreSQL delays aborts, and no result that is kept external_results.
 
     wait() | PostgreSQL away | task ends in the backend | value
     """
-    app = make(network.dsn, backend_url)
+    app = make(network.dsn, external_url)
     async with AbortClient(app) as client:
         waiting = asyncio.create_task(client.wait(task_id))
         await network.cut()
@@ -407,10 +398,10 @@ async def test_an_abort_outlasts_the_backend(empty_dsn: str, task_id: str) -> No
 
 
 async def test_an_abort_fails_without_postgresql(
-    network: Network, backend_url: str, task_id: str
+    network: Network, external_url: str, task_id: str
 ) -> None:
     """The requests are there: without it, nothing is asked to stop."""
-    async with AbortClient(make(network.dsn, backend_url)) as client:
+    async with AbortClient(make(network.dsn, external_url)) as client:
         await network.cut()
         with pytest.raises(StoreUnavailable):
             await client.abort(task_id)

@@ -26,19 +26,13 @@ from tests.support.waiting import BOUND, NEVER_POLLED, until
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 
 
-@pytest.fixture(params=["redis", "sqlite"])
-def app(
-    request: pytest.FixtureRequest, empty_dsn: str, make_app: MakeApp, tmp_path: Path
-) -> Celery:
+@pytest.fixture
+def app(empty_dsn: str, external_url: str, make_app: MakeApp) -> Celery:
     """An app whose results are not in PostgreSQL, and whose workers poll often."""
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = f"db+sqlite:///{tmp_path / 'results'}"
     return make_app(
         empty_dsn,
         aioabort_dsn=empty_dsn,
-        result_backend=url,
+        result_backend=external_url,
         aioabort_poll_interval=0.05,
     )
 

@@ -16,7 +16,11 @@ from aioabort import AbortClient
 from aioabort.client.redis_results import RedisResults
 from tests.integration.steps import are_awaited, end, listening, new_ids, waiting_for
 from tests.support.programs import free_port
-from tests.support.redis_servers import RedisProgram, redis_program
+from tests.support.redis_servers import (
+    RedisProgram,
+    redis_program,
+    redis_with_sentinel,
+)
 from tests.support.waiting import BOUND, NEVER_POLLED, until
 
 # Celery's own backend, with a redis-py that is newer.
@@ -136,47 +140,25 @@ async def test_tls(
 
 
 async def test_a_failover_by_sentinel(
-    empty_dsn: str, tmp_path: Path, plain: RedisProgram, task_id: str
+    empty_dsn: str, tmp_path: Path, task_id: str
 ) -> None:
     """The waits go on at the new master, and an end that is stored there is found.
 
     wait() | the master ends | its replica is made the master | task ends: value
     """
-    replicated = ("--replicaof", f"127.0.0.1 {plain.port}")
-    config = (
-        f"sentinel monitor mymaster 127.0.0.1 {plain.port} 1\n"
-        "sentinel down-after-milliseconds mymaster 500\n"
-    )
-    with (
-        redis_program(tmp_path, *replicated) as replica,
-        redis_program(tmp_path, "--sentinel", config=config) as sentinel,
-    ):
+    with redis_with_sentinel(tmp_path) as servers:
         app = make(
             empty_dsn,
-            f"sentinel://127.0.0.1:{sentinel.port}/0",
+            servers.url,
             result_backend_transport_options={"master_name": "mymaster"},
         )
-
-        def knows_replica() -> bool:
-            with sentinel.client() as asking, replica.client() as replicating:
-                known = asking.execute_command("SENTINEL REPLICAS", "mymaster")
-                link = replicating.info("replication")["master_link_status"]
-                return bool(known) and link == "up"
-
-        await until(knows_replica)
         async with AbortClient(app) as client:
             assert isinstance(client._connections.results, RedisResults)
             await listening(client)
             waiting = await waiting_for(client, task_id)
-            plain.stop()
+            servers.master.stop()
             await until(lambda: client.health().mode == "poll")
-
-            def is_master() -> bool:
-                with sentinel.client() as asking:
-                    master: Any = asking.sentinel_masters()["mymaster"]
-                return bool(master["port"] == replica.port) and not master["is_sdown"]
-
-            await until(is_master)
+            await until(servers.has_failed_over)
             await end(app, task_id, "value")
             with fail_after(BOUND):
                 assert await waiting == "value"

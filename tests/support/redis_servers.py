@@ -5,12 +5,15 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from tests.support.programs import block_until_started, free_port, spawn
+from tests.support.waiting import block_until
 
 PROGRAM = shutil.which("redis-server")
 
@@ -57,6 +60,10 @@ class RedisProgram:
             self._process.wait()
             self._process = None
 
+    def lose_all(self) -> None:
+        """Delete what it has written to the disk, while it is stopped."""
+        shutil.rmtree(self._folder / "appendonlydir")
+
     def freeze(self) -> None:
         """Have it answer nothing, and close nothing."""
         assert self._process is not None
@@ -96,3 +103,48 @@ def redis_program(
         yield program
     finally:
         program.stop()
+
+
+@dataclass(frozen=True)
+class SentinelServers:
+    """A master with a replica, and the sentinel that makes that the master."""
+
+    master: RedisProgram
+    replica: RedisProgram
+    sentinel: RedisProgram
+
+    @property
+    def url(self) -> str:
+        """The address for Celery, whose option ``master_name`` is ``mymaster``."""
+        return f"sentinel://127.0.0.1:{self.sentinel.port}/0"
+
+    def knows_replica(self) -> bool:
+        """Whether the sentinel would find the replica, with the master's data."""
+        with self.sentinel.client() as asking, self.replica.client() as replicating:
+            known = asking.execute_command("SENTINEL REPLICAS", "mymaster")
+            link = replicating.info("replication")["master_link_status"]
+            return bool(known) and link == "up"
+
+    def has_failed_over(self) -> bool:
+        """Whether the sentinel leads its clients to the replica."""
+        with self.sentinel.client() as asking:
+            master: Any = asking.sentinel_masters()["mymaster"]
+        return bool(master["port"] == self.replica.port) and not master["is_sdown"]
+
+
+@contextmanager
+def redis_with_sentinel(folder: Path) -> Iterator[SentinelServers]:
+    """Run a master, a replica and a sentinel; skip the test without redis-server."""
+    with redis_program(folder) as master:
+        replicated = ("--replicaof", f"127.0.0.1 {master.port}")
+        config = (
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+        )
+        with (
+            redis_program(folder, *replicated) as replica,
+            redis_program(folder, "--sentinel", config=config) as sentinel,
+        ):
+            servers = SentinelServers(master, replica, sentinel)
+            block_until(servers.knows_replica)
+            yield servers
