@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from celery import Celery
-
 from tests.support.databases import query
 
 from .items import Item
@@ -158,15 +156,15 @@ def audit(
     fault: Fault,
     bound: float,
     *,
-    results_in: Celery | None = None,
+    states: Mapping[str, str] | None = None,
     is_final: bool = False,
     loses_results: bool = False,
     loses_messages: bool = False,
 ) -> Audit:
     """Return the verdicts on *items*; checks may see nothing for *bound* seconds.
 
-    *results_in*: an app with another result backend. *is_final*: no later run replaces
-    what a wait has returned. *loses_results*: Celery may have, so that its row tells
+    *states*: those of another result backend. *is_final*: no later run replaces what a
+    wait has returned. *loses_results*: Celery may have, so that its row tells
     nothing. *loses_messages*: the broker may have, so that no worker ran the task that
     settles the request.
     """
@@ -180,8 +178,8 @@ def audit(
         page = pages.get(item.task_id) or Page()
         visible = max(item.committed, fault.over)
         status, outcome, has_request = rows[item.task_id]
-        if results_in is not None:
-            status = results_in.backend.get_state(item.task_id)
+        if states is not None:
+            status = states[item.task_id]
         case = Case(item, page, status, outcome or item.outcome, has_request, visible)
         result.aborts.append(item.committed - item.asked)
         if item.is_asked:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from aioabort.testing import postgres as launcher
 from tests.support.databases import query
 from tests.support.programs import free_port, spawn, until_started
@@ -126,6 +128,21 @@ class Postgres:
             self.ask_to_stop(how)
             await ended(self._process)
             self._process = None
+
+    async def restart(self, seconds: float, how: int = FAST) -> None:
+        """Shut it down, and start it again after so many seconds."""
+        await self.stop(how)
+        await anyio.sleep(seconds)
+        await self.start()
+
+    async def end_backends(self, seconds: float) -> None:
+        """End each client's connection once a second, at least twice."""
+        for _ in range(max(2, round(seconds))):
+            self.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            await anyio.sleep(1)
 
     def promote(self) -> None:
         """Make a primary of a standby."""

@@ -1,5 +1,7 @@
 """PostgreSQL is restarted, its connections are ended, its processes stand still."""
 
+from functools import partial
+
 import anyio
 import pytest
 
@@ -26,14 +28,9 @@ async def test_nothing_at_all(arena: Arena) -> None:
 @pytest.mark.parametrize("how", [FAST, IMMEDIATE], ids=["fast", "immediate"])
 async def test_restart(arena: Arena, how: int) -> None:
     """The server goes and comes back; "immediate" is a crash, with recovery."""
-
-    async def inject(seconds: float) -> None:
-        await arena.postgres.stop(how)
-        await anyio.sleep(seconds)
-        await arena.postgres.start()
-
     name = {FAST: "fast", IMMEDIATE: "immediate"}[how]
-    await run_round(arena, f"PostgreSQL restarted, {name}", inject)
+    restart = partial(arena.postgres.restart, how=how)
+    await run_round(arena, f"PostgreSQL restarted, {name}", restart)
 
 
 async def test_smart_restart(arena: Arena) -> None:
@@ -50,16 +47,8 @@ async def test_smart_restart(arena: Arena) -> None:
 
 async def test_backends_terminated(arena: Arena) -> None:
     """Every connection is ended by the server, once a second."""
-
-    async def inject(seconds: float) -> None:
-        for _ in range(max(2, round(seconds))):
-            arena.postgres.query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            )
-            await anyio.sleep(1)
-
-    await run_round(arena, "every backend terminated once a second", inject)
+    name = "every backend terminated once a second"
+    await run_round(arena, name, arena.postgres.end_backends)
 
 
 async def test_listeners_frozen(arena: Arena) -> None:
@@ -94,9 +83,7 @@ async def test_celery_gives_up(arena: Arena) -> None:
 
     async def inject(seconds: float) -> None:
         await until(lambda: query(arena.dsn, CLEANING_UP) > [(6,)])
-        await arena.postgres.stop(FAST)
-        await anyio.sleep(max(seconds, LONGEST_CLEANUP))
-        await arena.postgres.start()
+        await arena.postgres.restart(max(seconds, LONGEST_CLEANUP))
 
     try:
         await run_round(

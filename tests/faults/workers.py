@@ -247,7 +247,11 @@ class Worker:
             self._place.diary.read()
             return mark in self._place.diary.ready
 
-        await until(is_ready, 2 * BOUND)
+        try:
+            await until(is_ready, 2 * BOUND)
+        except TimeoutError as error:
+            error.add_note(f"{self.name}:\n{self.end_of_log}")
+            raise
 
     async def keep_alive(self) -> Never:
         """Start it again whenever it has ended by itself, as an init system does."""
