@@ -16,6 +16,10 @@ nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "typing", "docs", "tests"]
 
+# As pip does: where Python writes no bytecode, each worker of the tests would compile all
+# of its packages.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+
 PROJECT = nox.project.load_toml("pyproject.toml")
 # Old with old and new with new: each release of Python and of Celery once.
 MATRIX = {
@@ -114,7 +118,7 @@ def other_python(session: nox.Session) -> tuple[str, ...]:
         session.run(program, "-m", "venv", folder, external=True)
     # kombu needs packaging for Redis, and does not say so.
     drivers = ("packaging", "psycopg[binary]", "redis", "sqlalchemy")
-    packages = (".", *drivers, "gevent", *NEWEST)
+    packages = (".", *drivers, "django-celery-results", "gevent", *NEWEST)
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     session.run(python, *pip, *packages, external=True)
     return (f"--other-python={python.absolute()}",)
