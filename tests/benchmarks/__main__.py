@@ -11,7 +11,7 @@ from .records import Series
 from .targets import TARGETS
 
 SUBJECTS = (
-    *("checking", "stopping", "requesting", "waiting", "redis_waiting"),
+    *("checking", "stopping", "requesting", "waiting", "source_waiting"),
     *("overhead", "backend", "growth"),
 )
 

@@ -20,6 +20,7 @@ from celery.app.task import Context
 from aioabort.worker.agent.agent import agent_for, stop_agents
 from aioabort.worker.run import Run
 
+from . import orm
 from .counting import count_statements
 from .place import make_app, named
 
@@ -64,7 +65,10 @@ class Completer:
 
 @asynccontextmanager
 async def completer(dsn: str, hints: str) -> AsyncGenerator[Completer]:
-    """Run one; *hints* is ``agent``, ``limit`` or ``none``."""
+    """Run one; *hints* is ``agent``, ``limit`` or ``none``.
+
+    With ``orm`` it is an agent, and the results are where the ORM has them.
+    """
     async with completing_process(__spec__.name, dsn, hints) as ending:
         yield ending
 
@@ -95,6 +99,7 @@ async def run(dsn: str, hints: str) -> None:
         dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, reset=leave_as_it_is
     )
     begin, end = _hinting(pool, dsn, hints)
+    statement = orm.END if hints == "orm" else END
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     order = json.loads(await asyncio.to_thread(sys.stdin.readline))
@@ -103,7 +108,7 @@ async def run(dsn: str, hints: str) -> None:
     async def complete(task_id: str, due: float) -> None:
         run = begin(task_id)
         await asyncio.sleep(due - time.monotonic())
-        await pool.execute(END, task_id)
+        await pool.execute(statement, task_id)
         committed[task_id] = time.monotonic()
         await end(task_id, run)
 
@@ -135,9 +140,9 @@ def _hinting(
     async def notify(task_id: str, _run: Any) -> None:
         await pool.execute("SELECT pg_notify($1, $2)", LIMIT_CHANNEL, task_id)
 
-    if hints != "agent":
+    if hints not in {"agent", "orm"}:
         return (lambda _: None), (notify if hints == "limit" else no_end)
-    agent = agent_for(make_app(dsn))
+    agent = agent_for(orm.make_orm_app(dsn) if hints == "orm" else make_app(dsn))
 
     def begin(task_id: str) -> Run:
         run = Run(Context(id=task_id, hostname="bench"), agent)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import ge, le
 
-from . import waiting
+from . import source_waiting, waiting
 from .figures import amount
 from .peers import contrib, ours
 from .records import Records, Series
@@ -47,6 +47,15 @@ def _crowd(records: Records, measure: str, contender: str = ours.NOTIFIED) -> Se
     return _found(records, waiting.SUBJECT, measure, contender, **case)
 
 
+def _source(
+    source: str, measure: str, waiters: int = waiting.CROWD, rate: int = waiting.FAST
+) -> Callable[[Records], Series]:
+    case = {"source": source, "waiters": waiters, "rate": rate}
+    return lambda records: _found(
+        records, source_waiting.SUBJECT, measure, ours.NOTIFIED, **case
+    )
+
+
 def _memory(records: Records) -> float:
     return _found(
         *(records, waiting.SUBJECT, "memory of a waiter", ours.NOTIFIED),
@@ -84,8 +93,28 @@ def _median(find: Callable[[Records], Series]) -> Callable[[Records], float]:
     return lambda records: find(records).p50
 
 
+def _p99(find: Callable[[Records], Series]) -> Callable[[Records], float]:
+    return lambda records: find(records).p99
+
+
 def _last(find: Callable[[Records], Series]) -> Callable[[Records], float]:
     return lambda records: find(records).longest
+
+
+def _of_source(source: str) -> tuple[Target, ...]:
+    """Return the targets of results that are not in Celery's own tables."""
+    crowd, resumed = f"{source}, 10,000 waiters: ", "commit to resumed"
+    alone = _source(source, resumed, source_waiting.ALONE, waiting.SLOW)
+    return (
+        Target(f"{source}, one waiter: {resumed}, p50", 0.005, "s", _median(alone)),
+        Target(f"{crowd}{resumed}, p50", 0.015, "s", _median(_source(source, resumed))),
+        Target(f"{crowd}{resumed}, p99", 0.05, "s", _p99(_source(source, resumed))),
+        Target(
+            f"{crowd}longest stall of the loop",
+            *(0.03, "s", _median(_source(source, "longest stall"))),
+        ),
+        Target(f"{crowd}connections", 2, "", _last(_source(source, "connections"))),
+    )
 
 
 CROWD = "10,000 waiters, 1,000 tasks end a second: "
@@ -154,4 +183,6 @@ TARGETS = (
         "500 coroutines in one process, one bulk request: the last one stops",
         *(1, "s", _last(_stop("threads", ours.BODIES["crowd"]))),
     ),
+    *_of_source("redis"),
+    *_of_source("django-db"),
 )

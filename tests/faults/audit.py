@@ -53,6 +53,9 @@ class Audit:
     longest_after: float = 0.0
     #: Seconds from each request that was made after the fault to that moment.
     delays: list[float] = field(default_factory=list)
+    #: The longest time from the end of a body, or from that of the fault, until the wait
+    #: for the task had ended, in seconds.
+    longest_wait: float = 0.0
     #: Seconds from each call of ``abort()`` until it had returned.
     aborts: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -78,6 +81,8 @@ class Case:
     has_request: bool
     #: From when on nothing was in the way of the request.
     visible: float
+    #: When the fault was over.
+    healed: float
 
     def problem(
         self, bound: float, *, loses_results: bool, is_final: bool
@@ -148,6 +153,12 @@ class Case:
         saw = max(self.page.saw, default=0)
         return saw and saw - max(self.visible, *self.page.begun)
 
+    @property
+    def wait(self) -> float:
+        """How long the wait went on after the body; 0 if the body did not end itself."""
+        ended = max(self.page.ended, default=0)
+        return ended and self.item.awaited - max(ended, self.healed)
+
 
 def audit(
     items: Iterable[Item],
@@ -180,7 +191,11 @@ def audit(
         status, outcome, has_request = rows[item.task_id]
         if states is not None:
             status = states[item.task_id]
-        case = Case(item, page, status, outcome or item.outcome, has_request, visible)
+        case = Case(
+            *(item, page, status, outcome or item.outcome, has_request, visible),
+            healed=fault.over,
+        )
+        result.longest_wait = max(result.longest_wait, case.wait)
         result.aborts.append(item.committed - item.asked)
         if item.is_asked:
             _count(result, case)

@@ -81,6 +81,8 @@ class Item:
     outcome: str | None = None
     #: How the wait ended: a value or an error, by its name.
     ending: str | None = None
+    #: When it ended.
+    awaited: float = 0.0
 
     @property
     def is_asked(self) -> bool:

@@ -125,6 +125,7 @@ class Load:
             item.ending = f"error {type(error).__name__}"
         else:
             item.ending = f"value {str(value)[:80]}"
+        item.awaited = clock()
 
     def _note(self, error: Exception) -> None:
         name = f"{type(error).__name__}: {str(error)[:80]}"

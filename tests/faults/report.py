@@ -16,7 +16,7 @@ from .workers import POLL_INTERVAL
 PROMISED = POLL_INTERVAL + 1
 PROMISED_UNTOLD = POLL_INTERVAL * SLOWER_WHEN_NOTIFIED * 1.2 + 1
 
-HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>8}{'took':>7}"
+HEADER = f"{'fault':<44}{'tasks':>7}{'asked':>7}{'lost':>6}{'after':>8}{'then':>8}{'waits':>8}{'took':>7}"
 
 
 def pythons(arena: Arena) -> str:
@@ -45,13 +45,15 @@ def report(arena: Arena) -> Iterator[str]:
         yield (
             f"{audit.fault.name:<44}{audit.tasks:>7}{audit.requests:>7}"
             f"{len(audit.losses):>6}{audit.longest_after:>7.2f}s"
-            f"{audit.longest_delay:>7.2f}s{audit.seconds:>6.1f}s"
+            f"{audit.longest_delay:>7.2f}s{audit.longest_wait:>7.2f}s"
+            f"{audit.seconds:>6.1f}s"
         )
     requests = sum(audit.requests for audit in audits)
     lost = sum(len(audit.losses) for audit in audits)
     survived = sum(not audit.losses for audit in audits)
     after = max((audit.longest_after for audit in audits), default=0)
-    yield "after: the longest delay once the fault was over; then: of later requests"
+    yield "after: the longest delay once the fault was over; then: of later requests;"
+    yield "waits: the longest one once the body and the fault had ended"
     yield (
         f"{survived} of {len(audits)} faults survived, {requests:,} requests audited, "
         f"{lost} lost, longest delay after recovery {after:.2f} s "

@@ -35,8 +35,8 @@ from .conftest import create_database
 from .rounds import Arena, Inject, run_round
 from .workers import Worker
 
-#: Bodies that end by the abort alone. If the result of another one is lost before it was
-#: read, nobody knows that the task has ended: nothing can settle a later request.
+#: Bodies that only the abort ends. If another task's result is lost before it was read,
+#: nothing says that the task has ended, and nothing can settle a later request.
 ENDED_BY_ABORT = {
     "raising": 4,
     "returning": 2,

@@ -1,4 +1,4 @@
-"""Results in Redis, and what becomes of those who wait when Redis has troubles.
+"""Results in Redis: waits in normal times, and while Redis is in trouble.
 
 There is no worker here: a test stores results as a worker would.
 """
@@ -105,7 +105,7 @@ async def test_an_end_before_the_subscription_is_found(
 async def test_awaited_again_before_the_subscription_ends(
     client: AbortClient, task_id: str, held: "tuple[asyncio.Event, asyncio.Event]"
 ) -> None:
-    """The server is told of neither, and confirms nothing: the task is read at once.
+    """The client sends no command, so Redis confirms nothing: the task is read at once.
 
     wait() given up | task ends | wait() again | the server would be told: read
     """
@@ -192,7 +192,7 @@ async def test_closed_connections_are_renewed(
 async def test_an_end_during_the_outage_is_found(
     client: AbortClient, redis_server: RedisProgram, task_id: str
 ) -> None:
-    """Redis starts again with what it has stored, and the message reached nobody.
+    """Redis starts again with what it has stored; its message reached no client.
 
     wait() | Redis ends | Redis starts, task ends | client connects: value
     """
@@ -336,7 +336,7 @@ async def test_a_key_of_another_kind_is_the_error_of_its_task(
 async def test_an_undecodable_result_names_the_setting(
     client: AbortClient, redis_server: RedisProgram, task_id: str
 ) -> None:
-    """The error is Celery's, with a note that says of which task, and where."""
+    """The error is Celery's, with a note that names the task and the setting."""
     with redis_server.client() as other:
         other.set(f"celery-task-meta-{task_id}", "no json")
     with (

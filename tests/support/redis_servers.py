@@ -53,7 +53,7 @@ class RedisProgram:
         block_until_started(self._process, self._answers, log)
 
     def stop(self) -> None:
-        """End the program at once; it answers nobody until it is started again."""
+        """End the program at once."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()

@@ -53,7 +53,7 @@ def test_nothing_is_left_to_migrate(migrated: Project) -> None:
 def test_migration_adopts_a_table(
     project: Project, dsn: str, stranger: Stranger
 ) -> None:
-    """A table that ``init-db`` or a worker made keeps its rows, whoever owns it."""
+    """A table that ``init-db`` or a worker made keeps its rows, even if another role owns it."""
     for rights in (
         "CREATE ON SCHEMA public",
         "SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public",
@@ -97,7 +97,7 @@ def test_migration_leaves_sqlite_alone(project: Project) -> None:
 
 
 def test_permissions_exist(migrated: Project) -> None:
-    """To abort and to see; nobody may add, change or delete."""
+    """There are rights to abort and to view, and none to add, change or delete."""
     names = migrated.run("""
 from django.contrib.auth.models import Permission
 found = Permission.objects.filter(content_type__app_label="aioabort")
