@@ -347,7 +347,8 @@ def get(result: ResultBase, **options: Any) -> Any:
     """Call Celery's own ``get()``, for a bounded time.
 
     It blocks the test, as it has to be called where the task was sent: Celery's
-    consumer of results in Redis belongs to a thread.
+    consumer of results in Redis belongs to a thread. So it is called when the worker has
+    seen the abort: nothing is sent meanwhile, notifications neither.
     """
     return result.get(timeout=BOUND, interval=0.05, **options)
 
@@ -372,16 +373,16 @@ async def test_workflow(stage: Stage, cell: Cell) -> None:
     workflow = cell.build(part).apply_async()
     for name in cell.running:
         await stage.place.reached(name)
-    await stage.client.abort(f"{run}-{cell.aborted}", reason="enough")
+    receipt = await stage.client.abort(f"{run}-{cell.aborted}", reason="enough")
+    if cell.aborted in cell.running:
+        await receipt.seen(BOUND)
     stage.place.open("end")
 
     with pytest.raises((TaskAborted, ChordError), match="enough"):
         get(workflow)
     for name, state in cell.states.items():
         result = app.AsyncResult(f"{run}-{name}")
-        with suppress(Exception):
-            get(result)
-        assert result.state in state, name
+        await until(lambda result=result, state=state: result.state in state)
         if state != "SUCCESS":
             assert (name in stage.place) == (name in cell.running)
     settled = await stage.settled(stage.client.result(f"{run}-{cell.aborted}"))
@@ -395,7 +396,8 @@ async def test_group_without_propagation(stage: Stage) -> None:
     tasks = stage.tasks.in_endings
     sent = group(tasks.stopping.s(place, "a"), tasks.passing.s(place, "b")).delay()
     await stage.place.reached("a")
-    await stage.client.abort(sent.results[0].id, reason="enough")
+    receipt = await stage.client.abort(sent.results[0].id, reason="enough")
+    await receipt.seen(BOUND)
 
     error, value = get(sent, propagate=False)
     assert isinstance(error, TaskAborted)
@@ -436,7 +438,8 @@ async def test_ignored_result(stage: Stage) -> None:
     head = tasks.stopping.si(place, "a").set(ignore_result=True)
     sent = chain(head, tasks.passing.si(place, "b")).delay()
     await stage.place.reached("a")
-    await stage.client.abort(sent.parent.id, reason="enough")
+    receipt = await stage.client.abort(sent.parent.id, reason="enough")
+    await receipt.seen(BOUND)
 
     with pytest.raises(TaskAborted, match="enough"):
         get(sent)
@@ -483,7 +486,8 @@ async def test_signal_of_another_outcome(stage: Stage, outcome: str) -> None:
 async def test_expected_exceptions(stage: Stage) -> None:
     """An abort is none of the errors that ``throws`` announces."""
     result = await stage.start(stage.tasks.in_endings.throwing)
-    await result.abort(reason="enough")
+    receipt = await result.abort(reason="enough")
+    await receipt.seen(BOUND)
 
     celerys = stage.worker.app.AsyncResult(result.id)
     with pytest.raises(TaskAborted, match="enough"):
@@ -495,10 +499,10 @@ async def test_expected_exceptions(stage: Stage) -> None:
 async def test_retry_of_an_aborted_task(stage: Stage) -> None:
     """``self.retry()`` ends it; no further attempt is sent."""
     result = await stage.start(stage.tasks.retrying, 0)
-    await result.abort(reason="enough")
-    # The next look comes soon: the process knows of the abort when it retries, or
-    # the further attempt does.
+    receipt = await result.abort(reason="enough")
+    # The process knows of the abort when it retries, or the further attempt does.
     stage.place.open("retry")
+    await receipt.seen(BOUND)
 
     celerys = stage.worker.app.AsyncResult(result.id)
     with pytest.raises(TaskAborted, match="enough"):
