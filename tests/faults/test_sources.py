@@ -84,7 +84,8 @@ class Source:
         """Delete results, as an expiry, an eviction or a cleanup does."""
         try:
             for task_id in task_ids:
-                self.app.AsyncResult(task_id).forget()
+                # An AsyncResult would keep a subscription to Redis.
+                self.app.backend.forget(task_id)
         finally:
             close_connection(self.app)
 
