@@ -81,9 +81,18 @@ def sleep(seconds: float) -> None:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that works in a real thread."""
-    make = LoopBesideGevent if is_gevent_patched() else RealThreadLoop
-    return make(start_thread)
+    """Return an event loop that works in a real thread.
+
+    It is one of the user's event loop policy if that makes other loops than asyncio's:
+    only such a loop can start subprocesses beside uvloop's policy.
+    """
+    if is_gevent_patched():
+        return LoopBesideGevent(start_thread)
+    loop = asyncio.new_event_loop()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        return loop
+    loop.close()
+    return RealThreadLoop(start_thread)
 
 
 class LoopThread:

@@ -85,6 +85,26 @@ def test_eventlet_is_refused(
     assert isinstance(crawl.apply().result, ImproperlyConfigured)
 
 
+IN_UVLOOP = """
+import asyncio, uvloop
+uvloop.install()
+from aioabort.concurrency.loop_thread import LoopThread
+
+async def run():
+    process = await asyncio.create_subprocess_exec("true")
+    return await process.wait()
+
+thread = LoopThread("test", asyncio.Event.wait)
+print(type(thread.loop).__module__, thread.call(run))
+thread.stop(5)
+"""
+
+
+def test_coroutines_can_start_subprocesses_beside_uvloop() -> None:
+    """Python 3.11 watches them by uvloop's policy, which serves uvloop's loops alone."""
+    assert run(IN_UVLOOP) == "uvloop 0"
+
+
 class Interrupted(Exception):
     """What a signal handler raises, as Celery's does at a soft time limit."""
 
