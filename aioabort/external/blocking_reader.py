@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from time import sleep
 from typing import Any, Final
 
 from celery import Celery
 from celery.backends.base import BaseKeyValueStoreBackend
+from celery.backends.filesystem import FilesystemBackend
 
 from aioabort.celery_compat import task_id_of_key
 from aioabort.concurrency.blocking import BlockingThreads
@@ -21,6 +23,9 @@ from aioabort.external.readings import (
     unreadable,
 )
 from aioabort.orm import close_connection
+
+#: Seconds until a file that cannot be decoded is read again.
+REREAD_AFTER: Final = 0.05
 
 
 class BlockingReader:
@@ -109,4 +114,11 @@ def _decoded(backend: Any, task_id: str, payload: Any) -> Meta | Exception:
     # As Celery does: an empty payload is none.
     if not payload:
         return nothing_stored()
-    return decoded(backend.decode_result, payload, task_id)
+    reading = decoded(backend.decode_result, payload, task_id)
+    if isinstance(reading, Exception) and isinstance(backend, FilesystemBackend):
+        # Celery writes a file in place: it may be half written.
+        sleep(REREAD_AFTER)
+        again = backend.get(backend.get_key_for_task(task_id))
+        if again != payload:
+            return _decoded(backend, task_id, again)
+    return reading

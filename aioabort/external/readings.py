@@ -100,8 +100,8 @@ def unreadable(
 ) -> StoreError:
     """Return the error of a failed read; *hide* removes what must not be shown.
 
-    Its cause is *error*, unless that shows such a thing. It is StoreUnavailable if a later read may succeed. Each client library raises other
-    classes for a server that is away.
+    Its cause is *error*, unless that shows such a thing. It is StoreUnavailable if a later
+    read may succeed. Each client library raises other classes for a server that is away.
     """
     names = {cls.__name__ for cls in type(error).__mro__}
     is_refusal = isinstance(error, ImproperlyConfigured) or names & _REFUSALS

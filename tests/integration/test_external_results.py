@@ -30,6 +30,7 @@ from aioabort import (
     TaskAborted,
     WaitTimeout,
 )
+from aioabort.external import blocking_reader
 from aioabort.postgres.pool import open_pool
 from aioabort.postgres.request_store import RequestStore, open_request_store
 from aioabort.settings import read_settings
@@ -439,3 +440,36 @@ async def test_results_that_nobody_can_read_are_refused(
             await client.wait(task_id)
         with pytest.raises(ResultsElsewhere, match=message):
             await anext(client.watch(task_id))
+
+
+@pytest.mark.parametrize("is_completed", [True, False])
+async def test_a_file_that_is_half_written(
+    empty_dsn: str,
+    tmp_path: Path,
+    task_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_completed: bool,
+) -> None:
+    """It is read again, and is an error only if it has stayed the same.
+
+    worker: writes a half | client: reads | worker: writes the rest | client: reads again
+    """
+    app = make(empty_dsn, f"file://{tmp_path}")
+    await end(app, task_id, "value", states.SUCCESS)
+    file = tmp_path / app.backend.get_key_for_task(task_id).decode()
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+
+    def write_the_rest(_: float) -> None:
+        if is_completed:
+            file.write_text(whole)
+
+    monkeypatch.setattr(blocking_reader, "sleep", write_the_rest)
+    async with AbortClient(app) as client:
+        with fail_after(BOUND):
+            if is_completed:
+                assert await client.wait(task_id) == "value"
+            else:
+                with pytest.raises(DecodeError):
+                    await client.wait(task_id)
