@@ -44,7 +44,9 @@ def make_task(dsn: str, make_app: MakeApp) -> Callable[..., Any]:
 
     def make(body: Callable[..., None]) -> Any:
         app = make_app(dsn, aioabort_poll_interval=0.1)
-        return app.task(base=AbortableTask, bind=True, name="batch")(body)
+        # Shared, it would be one of every app that a later test makes.
+        options = {"name": "batch", "shared": False}
+        return app.task(base=AbortableTask, bind=True, **options)(body)
 
     return make
 

@@ -5,15 +5,20 @@ import sys
 
 PROGRAM = """
 import os, signal, sys, threading, time
+from contextlib import suppress
 from billiard import queues
 from billiard.pool import Pool
 from celery.concurrency.prefork import process_destructor
 from aioabort.worker.agent import agent
 
+def is_reporting_its_end():
+    return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
 def send_slowly(queue, value):
     with queue._wlock:
         queue._writer.send_bytes(value)
-        time.sleep(0.3)
+        while is_reporting_its_end() and signal.SIGTERM not in signal.sigpending():
+            time.sleep(0.01)
 
 def wait_for_ever(pid_written):
     if {is_protected}:
@@ -22,12 +27,15 @@ def wait_for_ever(pid_written):
     os.write(pid_written, b"%d" % os.getpid())
     time.sleep(60)
 
-# The time in which the main process answers, and the lock is not yet released.
+# The main process answers before the lock is released.
 queues.SimpleQueue.send_payload = send_slowly
 pid_read, pid_written = os.pipe()
 pool = Pool(2, on_process_exit=process_destructor)
 pool.apply_async(wait_for_ever, (pid_written,))
-os.kill(int(os.read(pid_read, 20)), signal.SIGTERM)
+pid = int(os.read(pid_read, 20))
+os.kill(pid, signal.SIGTERM)
+with suppress(ChildProcessError):  # the pool was faster
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 try:
     print(pool.apply_async(str, ("alive",)).get(timeout={timeout}))
 except Exception as error:
