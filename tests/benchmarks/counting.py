@@ -12,9 +12,11 @@ def count_statements() -> list[str]:
     statements: list[str] = []
     fetch = SerialConnection.fetch
 
-    async def counted(self: SerialConnection, query: str, *args: Any) -> Any:
+    async def counted(
+        self: SerialConnection, query: str, *args: Any, **options: Any
+    ) -> Any:
         statements.append(query)
-        return await fetch(self, query, *args)
+        return await fetch(self, query, *args, **options)
 
     SerialConnection.fetch = counted  # type: ignore[method-assign]
     return statements
