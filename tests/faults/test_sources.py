@@ -6,6 +6,7 @@ Redis by redis.asyncio, and SQLite in a thread.
 """
 
 import asyncio
+import gc
 import json
 import random
 import sqlite3
@@ -34,6 +35,11 @@ from .audit import Audit
 from .conftest import create_database
 from .rounds import Arena, Inject, run_round
 from .workers import Worker
+
+# Celery's producers unsubscribe when a result is forgotten, even from a Redis that is away.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 #: Bodies that only the abort ends. If another task's result is lost before it was read,
 #: nothing says that the task has ended, and nothing can settle a later request.
@@ -122,6 +128,8 @@ class SourceMaker:
         self._stack.callback(app.close)
         self._stack.callback(lambda: asyncio.run(_stop(workers)))
         asyncio.run(_start(workers))
+        # What Celery's producers have subscribed to, while Redis is there.
+        self._stack.callback(gc.collect)
         return Source(self._arena, self._name, self._dsn, workers, app, **self._parts)
 
     def _start_source(self) -> dict[str, Any]:
