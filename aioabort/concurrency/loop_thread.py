@@ -83,8 +83,8 @@ def sleep(seconds: float) -> None:
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Return an event loop that works in a real thread.
 
-    It is one of the user's event loop policy if that makes other loops than asyncio's:
-    only such a loop can start subprocesses beside uvloop's policy.
+    If the user's event loop policy makes other loops than asyncio's, such as uvloop's, it
+    is one of them: beside such a policy, asyncio's loops cannot start subprocesses.
     """
     if is_gevent_patched():
         return LoopBesideGevent(start_thread)

@@ -81,13 +81,12 @@ def _read(app: Celery, task_ids: Sequence[str]) -> dict[str, Reading]:
                 )
                 for task_id in task_ids
             }
-        payloads = _payloads(backend, task_ids)
+        return {
+            task_id: _decoded(backend, task_id, payload)
+            for task_id, payload in _payloads(backend, task_ids).items()
+        }
     except Exception as error:
         raise unreadable(error) from error
-    return {
-        task_id: _decoded(backend, task_id, payload)
-        for task_id, payload in payloads.items()
-    }
 
 
 def _payloads(
@@ -120,5 +119,7 @@ def _decoded(backend: Any, task_id: str, payload: Any) -> Meta | Exception:
         sleep(REREAD_AFTER)
         again = backend.get(backend.get_key_for_task(task_id))
         if again != payload:
-            return _decoded(backend, task_id, again)
+            reading = decoded(backend.decode_result, again, task_id)
+            # It is still being written: a later poll finds the whole.
+            return nothing_stored() if isinstance(reading, Exception) else reading
     return reading
